@@ -1,0 +1,775 @@
+"""Train DP-SIMS (Sec. 3.3, 4.1): one file for a laptop, one GPU and many.
+
+    python train.py --dataset toy                                        laptop, minutes, no download
+    python train.py --dataset folder --data-path DIR                     one GPU, your own pictures
+    torchrun --nproc_per_node 8 train.py --dataset folder --data-path DIR
+
+Run the same command again to go on where it stopped. Everything random is a function of (seed, step), so
+a run that was interrupted ends where an uninterrupted one ends. A run folder holds
+
+    options.json    what the run was started with          latest.pt       everything, to go on from
+    metrics.jsonl   one line a log interval                ema_*.pt        the averaged generator, for sample.py
+    strip_*.png     what to look at, and strip.png, the newest of them
+"""
+import argparse
+import copy
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional
+import torch.nn as nn
+import torchvision
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data import (DATASETS, InputError, RareClassBatches, class_presence, colour_labels, open_dataset,
+                  parse_size, sampling_probabilities)
+from discriminator import BACKBONES, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, Discriminator
+from generator import (ATTENTION_STRIDE, LABEL_CHANNELS, NOISE_HIDDEN, NOISE_TOKENS, NOISE_WIDTH,
+                       STEM_CHANNELS, WIDTHS, Z_DIM, Generator, parameters_by_part)
+from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
+                    diversity_loss, generator_loss, objective)
+
+# ------------------------------------------------------------------------------------------- presets
+
+# The paper's numbers (Sec. 4.1) and, where it is silent, the choices of the README's table of departures.
+PAPER = dict(
+    image_size="256", steps=63_000, batch_size=64, lr=1e-3, backbone="convnext_large",
+    backbone_weights="imagenet", vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0,
+    gamma=2.0, label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum",
+    diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], workers=8, log_every=50,
+    picture_every=1000, save_every=1000)
+PAPER_NETWORKS = dict(
+    widths=WIDTHS, stem_channels=STEM_CHANNELS, label_channels=LABEL_CHANNELS, z_dim=Z_DIM,
+    noise_tokens=NOISE_TOKENS, noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN,
+    attention_stride=ATTENTION_STRIDE, decoder_widths=DECODER_WIDTHS,
+    full_resolution_width=FULL_RESOLUTION_WIDTH, spectral=True, vgg_width=1.0, projection_width=256)
+# Found by measuring (RESULTS.md): the best pictures in about eight minutes on two CPU cores.
+TOY = dict(
+    PAPER, image_size="64", steps=1000, batch_size=8, backbone="resnet18", backbone_weights="random",
+    vgg_weights="random", lambda_c=10.0, lambda_d=1.0, tau_div=0.4, ema_decay=0.99,
+    lr_decay_steps=[600, 1000], workers=1, log_every=20, picture_every=200, save_every=200)
+TOY_NETWORKS = dict(
+    PAPER_NETWORKS, widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8,
+    noise_width=32, decoder_widths=(96, 64, 48, 32, 24), full_resolution_width=16, spectral=False,
+    vgg_width=0.25, projection_width=64)
+PRESETS = {"paper": (PAPER, PAPER_NETWORKS), "toy": (TOY, TOY_NETWORKS)}
+# What a dataset changes in the paper's preset: budgets as OASIS's, in steps of 64 images.
+DATASET_DEFAULTS = {
+    "toy": dict(preset="toy"),
+    "ade20k": dict(),                                                     # 200 epochs of 20,210 images
+    "coco_stuff": dict(steps=185_000),                                    # 100 epochs of 118,000
+    "cityscapes": dict(steps=60_000, image_size="256x512"),
+    "folder": dict(),
+}
+EMA_BATCHES = 16    # training batches that give the averaged generator its batch-norm statistics
+STRIP_ROWS = 6
+FAKE_COLOUR = (255, 0, 255)
+
+
+def parse_options(argv):
+    """argv -> argparse.Namespace with every option set: the command line, over the dataset's defaults,
+    over the preset."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--dataset", default="toy")
+    first.add_argument("--preset")
+    first.add_argument("--backbone")
+    known, _ = first.parse_known_args(argv)
+    defaults = dict(DATASET_DEFAULTS.get(known.dataset, {}))
+    preset = known.preset or defaults.pop("preset", "paper")
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset} is unknown; choose from {', '.join(PRESETS)}")
+    defaults = {**PRESETS[preset][0], **defaults, "preset": preset, "output_dir": f"runs/{known.dataset}"}
+    # PAPER: "for pre-trained Swin backbones, we found it necessary to use gradient clipping", no value.
+    # HERE: to a norm of 1. / WHY: the usual value.
+    defaults["clip_grad"] = 1.0 if (known.backbone or defaults["backbone"]).startswith("swin") else 0.0
+
+    parser = argparse.ArgumentParser(
+        description="Train DP-SIMS. Run the same command again to resume.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Defaults shown are those of the --dataset and --preset on this command line.")
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="toy", help="toy needs no files")
+    group.add_argument("--data-path", help="folder of the dataset; the error for a wrong one shows its layout")
+    group.add_argument("--image-size", type=parse_size, help="height x width: 256, or 256x512; each side "
+                       "divisible by 32 at most")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", choices=("dp-sims",), default="dp-sims")
+    group.add_argument("--preset", choices=PRESETS, help="sizes of the networks and every default below")
+    group.add_argument("--backbone", choices=BACKBONES, help="frozen backbone of the discriminator")
+    group.add_argument("--backbone-weights", help="imagenet (torchvision downloads them), random, or a "
+                       "file with the state dict of torchvision's model")
+    group.add_argument("--vgg-weights", help="for the contrastive loss: imagenet, random, or a file of vgg19")
+    group = parser.add_argument_group("loss (Sec. 3.3)")
+    group.add_argument("--lambda-gan", type=float, help="weight of Eq. 4")
+    group.add_argument("--lambda-c", type=float, help="weight of the contrastive loss, Eq. 5; 0 leaves it out")
+    group.add_argument("--lambda-d", type=float, help="weight of the diversity loss, Eq. 6; 0 leaves it out")
+    group.add_argument("--gamma", type=float, help="exponent of the focal loss; 0 is cross-entropy")
+    group.add_argument("--label-smoothing", type=float, help="epsilon, on the real pixels of Eq. 3")
+    group.add_argument("--tau", type=float, help="temperature of Eq. 5")
+    group.add_argument("--negatives", type=int, help="N of Eq. 5")
+    group.add_argument("--anchors", type=int, help="anchors per scale and image for Eq. 5")
+    group.add_argument("--tau-div", type=float, help="cut-off of Eq. 6; raise it if two z look the same")
+    group.add_argument("--diversity-every", type=int, help="each so-many-th image of a batch gets a second z "
+                       "for Eq. 6; 1 = all, at the cost of a second generator pass")
+    group.add_argument("--reduction", choices=("sum", "mean"), help="sum: as printed, divided by H*W; mean: "
+                       "every sum a mean, which makes lambda-c about 250 times as strong at 256x256")
+    group = parser.add_argument_group("optimisation (Sec. 4.1)")
+    group.add_argument("--steps", type=int, help="the step to reach, not a number of further steps")
+    group.add_argument("--batch-size", type=int, help="GLOBAL batch size, over all ranks")
+    group.add_argument("--micro-batch-size", type=int, default=0, help="images per rank in memory at once; "
+                       "lower it if memory runs out (0 = all; batch norm then sees the smaller batch)")
+    group.add_argument("--lr", type=float, help="one learning rate for both networks")
+    group.add_argument("--lr-decay-steps", type=int, nargs=2, metavar=("FROM", "TO"),
+                       help="linear decay to a tenth between these steps; 0 0 = none, as in the paper")
+    group.add_argument("--clip-grad", type=float, help="largest gradient norm; 0 = off (Swin: 1)")
+    group.add_argument("--ema-decay", type=float)
+    group.add_argument("--seed", type=int, default=0)
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    group.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16 autocast; losses stay float32")
+    group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    group.add_argument("--workers", type=int, help="loader processes per rank")
+    group = parser.add_argument_group("output")
+    group.add_argument("--output-dir", help="run folder; a run found there is resumed")
+    group.add_argument("--log-every", type=int, help="steps")
+    group.add_argument("--picture-every", type=int, help="steps; 0 = only at the end")
+    group.add_argument("--save-every", type=int, help="steps; 0 = only at the end")
+    parser.set_defaults(**defaults)
+    args = parser.parse_args(argv)
+    args.lr_decay_steps = list(args.lr_decay_steps)
+    return args
+
+
+# ------------------------------------------------------------------------------------------- many ranks
+
+def setup_distributed(device):
+    """-> (device, rank, world). One process, or as many as torchrun started (RANK, WORLD_SIZE in the environment)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this torch sees no CUDA device; use --device cpu")
+    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in
+                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device == "cuda":
+        device = f"cuda:{local_rank}"  # TRAP: local rank, or two nodes share a device
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if world > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo")
+    return torch.device(device), rank, world
+
+
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d whose batch is that of all ranks, on CPU, where nn.SyncBatchNorm refuses to run."""
+
+    def forward(self, x):
+        if not self.training and self.track_running_stats:
+            return super().forward(x)
+        def mean_over_ranks(t):  # equal shards, so the mean of means is the mean; differentiable
+            return torch.distributed.nn.functional.all_reduce(t) / dist.get_world_size()
+        mean = mean_over_ranks(x.mean(dim=(0, 2, 3)))                                     # (C,)
+        centred = x - mean[:, None, None]
+        variance = mean_over_ranks(centred.square().mean(dim=(0, 2, 3)))                  # (C,)
+        if self.track_running_stats:
+            self.num_batches_tracked += 1
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            n = x.numel() / x.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * n / (n - 1), momentum)
+        y = centred * (variance + self.eps).rsqrt()[:, None, None]
+        return y * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else y
+
+
+def synchronise_batch_norm(net, device, world):
+    """Batch statistics over all ranks: a batch split over ranks is normalised as one batch."""
+    if world == 1:
+        return net
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CPUSyncBatchNorm
+    return net
+
+
+def average_gradients(parameters, world):
+    """Replace every gradient by its mean over the ranks, in one all-reduce."""
+    if world > 1:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for g, mean in zip(gradients, flat.div_(world).split([g.numel() for g in gradients])):
+            g.copy_(mean.view_as(g))
+
+
+# ------------------------------------------------------------------- averaged generator and checkpoints
+
+@torch.no_grad()
+def update_ema(ema, G, step, decay):
+    """theta_ema <- d theta_ema + (1 - d) theta over the parameters, d = min(decay, (1 + step) / (10 + step)).
+
+    PAPER: decay 0.9999. / HERE: with this warm-up. / WHY: 0.9999 alone keeps 40 % of the initial
+    weights after 9,200 steps. Buffers are not averaged: see refresh_ema.
+    """
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(G.parameters()), 1 - d)
+
+
+@torch.no_grad()
+def refresh_ema(ema, G, batches, device, z_seed):
+    """Give the averaged generator buffers of its own before it is used; leaves it in eval mode.
+
+    Batch-norm statistics are measured anew on training label maps. TRAP: the spectral norm's u and v are
+    copied from G and power-iterated on these passes; averaging them would give a wrong norm.
+    """
+    for mine, theirs in zip(ema.buffers(), G.buffers()):
+        mine.copy_(theirs)
+    norms = [m for m in ema.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # the plain mean over the batches
+    ema.train()
+    for label_map, offsets, z in batches(z_seed):
+        ema(label_map, z, offsets)
+    ema.eval()
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum
+
+
+def save_atomically(state, path):
+    """torch.save beside `path`, then swap: a kill or a full disk at any moment leaves the old file whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error}); the file of the last save, if any, is whole; "
+                         f"make room or choose another --output-dir, and run the same command again") from None
+
+
+def load_checkpoint(path):
+    """A checkpoint's dict, plain types and tensors only. Raises InputError where it cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}); move it away to "
+                         f"start anew, or give another file") from None
+
+
+def trained(net):
+    """The state dict of net without its frozen backbone, which any run can load again by itself."""
+    return {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
+
+
+def load_trained(net, state):
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    assert not unexpected and all(k.startswith("backbone.") for k in missing), (missing, unexpected)
+
+
+def fingerprint(net):
+    """One number for the frozen weights of net, to notice another backbone on resume."""
+    return sum(p.double().abs().sum().item() for p in net.backbone.parameters())
+
+
+# --------------------------------------------------------------------------------------------- pictures
+
+def to_pixels(image):
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def draw_strip(columns, path):
+    """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column."""
+    H, W = next(iter(columns.values())).shape[1:3]
+    zoom = max(1, round(128 / H))
+    page = np.concatenate([np.concatenate(list(c), axis=0) for c in columns.values()], axis=1)
+    page = Image.fromarray(page).resize((page.shape[1] * zoom, page.shape[0] * zoom), Image.NEAREST)
+    sheet = Image.new("RGB", (page.width, page.height + 16), "white")
+    sheet.paste(page, (0, 16))
+    for i, title in enumerate(columns):
+        ImageDraw.Draw(sheet).text((i * W * zoom + 4, 2), title, fill="black")
+    temporary = path.with_name(path.name + ".tmp")
+    sheet.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+@torch.no_grad()
+def strip_columns(G, ema, D, dataset, device):
+    """The anatomy of training on the first validation samples: what goes in, what comes out, what D says."""
+    samples = [dataset[i] for i in range(min(STRIP_ROWS, len(dataset)))]
+    real = torch.stack([s["image"] for s in samples]).to(device).float() / 127.5 - 1
+    label_map = torch.stack([s["label_map"] for s in samples]).to(device).long()
+    offsets = torch.stack([s["offsets"] for s in samples]).to(device) if dataset.has_instances else None
+    z = [torch.stack([seed_z(2 * i + k, G.z_dim) for i in range(len(samples))]).to(device) for k in (0, 1)]
+    G.eval()
+    generated, averaged, second = G(label_map, z[0], offsets), ema(label_map, z[0], offsets), ema(label_map, z[1], offsets)
+    G.train()
+    palette = np.concatenate([dataset.palette, [FAKE_COLOUR]]).astype(np.uint8)
+    D.eval()  # no power iteration of its spectral norm: looking must not change the run
+    says = [colour_labels(D(image).argmax(dim=1).cpu(), palette) for image in (real, generated)]
+    D.train()
+    return {"label map": colour_labels(label_map.cpu(), palette), "real": to_pixels(real),
+            "generated": to_pixels(generated), "EMA": to_pixels(averaged), "EMA, second z": to_pixels(second),
+            "D on real": says[0], "D on generated": says[1]}
+
+
+def seed_z(seed, z_dim):
+    """The noise of one picture, (d_z,), from its seed alone."""
+    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def resume(state, identity, path, args, say, G, D, P, ema, optimiser_G, optimiser_D):
+    """Put a checkpoint's state back into the networks and optimisers; -> the step it was saved at."""
+    for key, now in identity.items():
+        then = state["identity"][key]
+        same = np.allclose(then, now, rtol=1e-6) if key == "frozen" else then == now
+        if not same:
+            what = "frozen weights" if key == "frozen" else f"{key} {then}"
+            raise InputError(f"{path} was trained with {what}, this command has {'others' if key == 'frozen' else now}; "
+                             f"choose another --output-dir or the options it was started with")
+    changed = [f"{k} {then} -> {vars(args)[k]}" for k, then in state["options"].items()
+               if k in vars(args) and list_of(vars(args)[k]) != list_of(then) and k not in ("steps", "output_dir")]
+    if changed:
+        say(f"resuming with other options than before: {', '.join(changed)}")
+    G.load_state_dict(state["G"])
+    ema.load_state_dict(state["ema"])
+    load_trained(D, state["D"])
+    load_trained(P, state["P"])
+    optimiser_G.load_state_dict(state["optimiser_G"])
+    optimiser_D.load_state_dict(state["optimiser_D"])
+    return state["step"]
+
+
+def list_of(value):
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def keep_metrics_up_to(step, path):
+    """Drop the lines of steps that a killed run logged after its last save, and a half-written one."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            break
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def build_frozen(build, name, weights, flag):
+    """build() a network around torchvision's `name`; an InputError with the remedy where its weights fail."""
+    try:
+        return build()
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if weights == "imagenet":
+            url = torchvision.models.get_model_weights(name).DEFAULT.url
+            raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}); fetch {url} where there "
+                             f"is a network and give it as {flag} FILE, or use {flag} random") from None
+        raise InputError(f"{flag} {weights}: {str(error).splitlines()[0]}; expected a file saved by torch.save with "
+                         f"the state dict of torchvision's {name}") from None
+
+
+# ------------------------------------------------------------------------------------------- the numbers
+
+def lr_factor(step, start, end):
+    """1 until step `start`, then linearly down to 0.1 at `end`; always 1 if there is no such interval."""
+    return 1.0 if end <= start else 1 - 0.9 * min(max((step - start) / (end - start), 0), 1)
+
+
+def add(values, new, accumulation):
+    for name, value in new.items():
+        values[name] = values.get(name, 0) + value.detach().float() / accumulation
+
+
+def gradient_norms(terms, image, features):
+    """L2 norm of each weighted term's gradient by the generated images, and by G^f (Eq. 6 reaches only that)."""
+    norms = {}
+    for name, term in terms.items():
+        if term.requires_grad:
+            by = torch.autograd.grad(term, (image, features), retain_graph=True, allow_unused=True)
+            norms.update({f"{name}_gradient_{where}": g.float().norm()
+                          for where, g in zip(("image", "features"), by) if g is not None})
+    return norms
+
+
+def clip(parameters, limit, wanted):
+    """Scale the gradients down to norm `limit` (0 = leave them) and, where wanted, return their norm before."""
+    if limit:  # TRAP: after the ranks are averaged, or each rank clips something else
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    if wanted:
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def check_finite(log, step, nets, latest):
+    """Stop at the first loss term that is not finite, and never let such weights reach a checkpoint."""
+    names = [name for name in log[0] if name == "D" or name.startswith("G_")] if log else []
+    if names:
+        table = torch.stack([torch.stack([values[name] for name in names]) for values in log])  # (steps, terms)
+        bad = (~table.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise InputError(f"step {step - len(log) + 1 + row}: loss term {names[column]} is "
+                             f"{table[row, column].item()}; {last_good(latest)}. Try a lower --lr or --clip-grad 1")
+    for name, net in nets.items():
+        total = sum(p.detach().double().sum() for p in net.parameters() if p.requires_grad)
+        if not total.isfinite():
+            raise InputError(f"step {step}: a parameter of {name} is not finite; {last_good(latest)}. "
+                             f"Try a lower --lr or --clip-grad 1")
+
+
+def last_good(latest):
+    return f"{latest} holds the last good step" if latest.is_file() else "nothing was saved before it"
+
+
+def summarise(log, step, world, device):
+    """The mean of every value over the logged steps that have it, and over the ranks; the one wait for the device."""
+    names = list(log[-1])
+    means = torch.stack([torch.stack([v[name] for v in log if name in v]).mean() for name in names]).to(device)
+    if world > 1:
+        dist.all_reduce(means)
+    return {"step": step, **dict(zip(names, (means / world).tolist()))}
+
+
+def peak_memory(device):
+    """GiB: of the device on CUDA, of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2 ** 30 if sys.platform == "darwin" else 2 ** 20)
+
+
+def report(line, steps, progress):
+    text = " | ".join(f"{title} {line[name]:.3f}" for title, name in (
+        ("D", "D"), ("G gan", "G_gan"), ("nce", "G_contrastive"), ("div", "G_diversity"),
+        ("acc real", "D_accuracy_real"), ("fake", "D_accuracy_fake")) if name in line)
+    if progress.disable:
+        left = (steps - line["step"]) * line["seconds_per_step"]
+        print(f"step {line['step']:6d}/{steps} | {text} | {line['images_per_second']:.1f} img/s | "
+              f"eta {int(left // 60)}:{int(left % 60):02d}", flush=True)
+    else:
+        progress.set_postfix_str(f"{text} | {line['images_per_second']:.1f} img/s")
+
+
+def banner(say, args, device, world, micro, accumulation, G, D, P, run, done, images):
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    count = lambda net, trains: sum(p.numel() for p in net.parameters() if p.requires_grad == trains)
+    say(f"DP-SIMS on {args.dataset}: {images} images, preset {args.preset}, torch {torch.__version__}\n"
+        f"device      {device} ({where}), {world} rank{'s' * (world > 1)}, precision "
+        f"{'bf16 autocast' if args.amp == 'bf16' else 'float32'}\n"
+        f"batch       {args.batch_size} = {world} ranks x {micro} images x {accumulation} accumulated\n"
+        f"steps       {args.steps} = {args.steps * args.batch_size / images:.1f} epochs\n"
+        f"generator   {count(G, True):,} parameters: " + ", ".join(
+            f"{part} {n:,}" for part, n in parameters_by_part(G).items()) + "\n"
+        f"discrimin.  {count(D, True):,} trained, {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})\n"
+        f"contrastive {count(P, True):,} trained, {count(P, False):,} frozen (VGG-19, {args.vgg_weights})\n"
+        f"run folder  {run}, {f'resumed at step {done}' if done else 'new'}", flush=True)
+
+
+def stop_on_signals():
+    """A list that SIGTERM and Ctrl-C append to, so that the loop ends after its step; a second one interrupts."""
+    seen = []
+
+    def handler(number, frame):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+    return seen
+
+
+# --------------------------------------------------------------------------------------------- training
+
+def train(args):
+    device, rank, world = setup_distributed(args.device)
+    say = print if rank == 0 else (lambda *_, **__: None)
+    H, W = args.image_size
+    networks = PRESETS[args.preset][1]
+    per_rank = args.batch_size // world
+    micro = args.micro_batch_size or per_rank
+    if args.batch_size % world or per_rank % micro:
+        raise InputError(f"--batch-size {args.batch_size} must split evenly over {world} ranks and into micro-"
+                         f"batches of {micro}; choose a multiple of {world * micro}")
+    accumulation = per_rank // micro
+    step_of = max(2 ** (len(networks["widths"]) - 2), 32)
+    if H % step_of or W % step_of:
+        raise InputError(f"--image-size {H}x{W}: both sides must be divisible by {step_of} (the pyramids halve "
+                         f"the picture); the nearest is {max(step_of, round(H / step_of) * step_of)}x"
+                         f"{max(step_of, round(W / step_of) * step_of)}")
+
+    # ---- data
+    dataset = open_dataset(args.dataset, args.data_path, "train", args.image_size, args.seed)
+    validation = open_dataset(args.dataset, args.data_path, "val", args.image_size, args.seed)
+    run = Path(args.output_dir)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "options.json.tmp").write_text(json.dumps(vars(args), indent=1))
+    except OSError as error:
+        raise InputError(f"--output-dir {run}: cannot be written ({error.strerror}); choose another") from None
+    probabilities = torch.zeros(len(dataset), dtype=torch.float64)
+    if rank == 0:  # one rank reads the label maps, the others wait for the result
+        presence = class_presence(dataset, run / "class_presence.npz")
+        probabilities += torch.from_numpy(sampling_probabilities(presence, dataset.unknown))
+    if world > 1:
+        probabilities = probabilities.to(device)
+        dist.broadcast(probabilities, 0)
+    probabilities = probabilities.cpu().numpy()
+
+    # ---- networks
+    num_classes = len(dataset.classes)
+    torch.manual_seed(args.seed)
+    generator_options = dict(num_classes=num_classes, offset_channels=2 * dataset.has_instances, **{
+        k: networks[k] for k in ("widths", "stem_channels", "label_channels", "z_dim", "noise_tokens",
+                                 "noise_width", "noise_hidden", "attention_stride")})
+    G = Generator(**generator_options)
+    D = build_frozen(lambda: Discriminator(
+        num_classes, args.backbone, args.backbone_weights, networks["decoder_widths"],
+        networks["full_resolution_width"], networks["spectral"], args.seed),
+        args.backbone, args.backbone_weights, "--backbone-weights")
+    P = build_frozen(lambda: ContrastiveFeatures(
+        args.vgg_weights, networks["vgg_width"], networks["projection_width"], args.seed),
+        "vgg19", args.vgg_weights, "--vgg-weights")
+    G, D, P = (synchronise_batch_norm(net, device, world).to(device, memory_format=torch.channels_last)
+               for net in (G, D, P))
+    ema = copy.deepcopy(G).requires_grad_(False)
+    if args.compile:
+        for net in (G, D, D.backbone, P):
+            net.compile()
+    G_parameters = [p for net in (G, P) for p in net.parameters() if p.requires_grad]
+    D_parameters = [p for p in D.parameters() if p.requires_grad]
+    optimiser_G, optimiser_D = (
+        torch.optim.Adam(parameters, lr=args.lr, betas=(0.0, 0.99), fused=device.type != "mps")
+        for parameters in (G_parameters, D_parameters))
+
+    # ---- resume
+    done, latest = 0, run / "latest.pt"
+    identity = {"dataset": args.dataset, "model": args.model, "preset": args.preset, "backbone": args.backbone,
+                "classes": list(dataset.classes), "offset_channels": generator_options["offset_channels"],
+                "frozen": [fingerprint(D), fingerprint(P)]}
+    if latest.is_file():
+        state = load_checkpoint(latest)
+        done = resume(state, identity, latest, args, say, G=G, D=D, P=P, ema=ema,
+                      optimiser_G=optimiser_G, optimiser_D=optimiser_D)
+    if rank == 0:
+        os.replace(run / "options.json.tmp", run / "options.json")
+        keep_metrics_up_to(done, run / "metrics.jsonl")
+
+    sampler = RareClassBatches(probabilities, args.batch_size, done, args.steps, args.seed, rank, world)
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers,
+                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
+
+    def to_device(batch):
+        """One loader batch -> real (B, 3, H, W) in [-1, 1], label_map (B, H, W) int64, offsets or None."""
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        real = (batch["image"].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        return real, batch["label_map"].long(), batch.get("offsets")
+
+    calibration = []  # the first training batches, kept as integers, for refresh_ema
+
+    def calibration_batches(z_seed):
+        if not calibration:
+            first = RareClassBatches(probabilities, args.batch_size, 0, EMA_BATCHES, args.seed, rank, world)
+            for batch in DataLoader(dataset, batch_sampler=first, num_workers=args.workers):
+                del batch["image"]
+                calibration.extend({k: v[i:i + micro] for k, v in batch.items()} for i in range(0, per_rank, micro))
+        z_generator = torch.Generator().manual_seed(z_seed + rank)
+        for batch in calibration:
+            offsets = batch["offsets"].to(device) if "offsets" in batch else None
+            z = torch.randn(micro, G.z_dim, generator=z_generator).to(device)
+            yield batch["label_map"].to(device).long(), offsets, z
+
+    def save(step, with_ema=True):
+        if with_ema:  # first, because latest.pt is what says that a step was reached
+            refresh_ema(ema, G, calibration_batches, device, args.seed)
+            if rank == 0:
+                save_atomically({"step": step, "generator": generator_options, "ema": ema.state_dict(),
+                                 "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
+                                 "palette": dataset.palette.tolist(), "unknown": dataset.unknown},
+                                run / f"ema_{step:07d}.pt")
+        if rank == 0:
+            save_atomically({"step": step, "identity": identity, "options": vars(args), "G": G.state_dict(),
+                             "D": trained(D), "P": trained(P), "ema": ema.state_dict(),
+                             "optimiser_G": optimiser_G.state_dict(),
+                             "optimiser_D": optimiser_D.state_dict()}, latest)
+
+    def picture(step):
+        refresh_ema(ema, G, calibration_batches, device, args.seed)
+        columns = strip_columns(G, ema, D, validation, device)
+        if rank == 0:
+            for name in (f"strip_{step:07d}.png", "strip.png"):
+                draw_strip(columns, run / name)
+
+    banner(say, args, device, world, micro, accumulation, G, D, P, run, done, len(dataset))
+    if done >= args.steps:
+        say(f"step {done} is reached already; a larger --steps goes on")
+        return finish(say, run, world)
+    stopping = stop_on_signals()
+    control = dist.new_group(backend="gloo") if world > 1 else None
+    pixels, nets, log, agreed, busy_since = H * W, {"G": G, "D": D, "P": P}, [], None, time.time()
+    progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True,
+                    disable=None if rank == 0 else True)
+    batches = iter(loader)
+    for step in range(done + 1, args.steps + 1):
+        try:
+            whole = to_device(next(batches))
+        except InputError as error:  # a file that cannot be read: keep what was learnt
+            if rank == 0 and step > done + 1:
+                check_finite(log, step - 1, nets, latest)
+                save(step - 1, with_ema=False)
+            raise InputError(str(error).strip().splitlines()[-1].removeprefix("data.InputError: ")) from None
+        logs_now = step % args.log_every == 0 or step == args.steps
+        lr = args.lr * lr_factor(step, *args.lr_decay_steps)
+        for group in optimiser_G.param_groups + optimiser_D.param_groups:
+            group["lr"] = lr
+        # noise of the whole global batch, on every rank alike; this rank takes its share
+        step_generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        z = torch.randn(2, args.batch_size, G.z_dim, generator=step_generator)
+        z_1, z_2 = z[:, rank * per_rank:(rank + 1) * per_rank].to(device, non_blocking=True)
+        counts = torch.zeros(num_classes, device=device)                  # n_c of the whole global batch
+        counts.scatter_add_(0, whole[1].flatten(), torch.ones_like(whole[1].flatten(), dtype=torch.float32))
+        if world > 1:
+            dist.all_reduce(counts)
+        alpha = class_weights(counts, dataset.unknown)                    # (C,)
+        parts = [slice(i, i + micro) for i in range(0, per_rank, micro)]
+        values, made = {}, []
+
+        # ==== (1) Generator: minimise  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div     (Eq. 4, 5, 6)
+        # PAPER: order of the two steps not said. / HERE: G first; D then learns from the same pictures.
+        # WHY: neither they nor their backbone features are computed twice.
+        for p in D_parameters:
+            p.requires_grad_(False)
+        optimiser_G.zero_grad()
+        for part in parts:
+            real, label_map, offsets = (t if t is None else t[part] for t in whole)
+            n, pair = len(label_map), slice(None, None, args.diversity_every)  # images with a second z
+            if args.lambda_d == 0:
+                pair = slice(0, 0)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                image, features = G(torch.cat([label_map, label_map[pair]]),
+                                    torch.cat([z_1[part], z_2[part][pair]]),
+                                    None if offsets is None else torch.cat([offsets, offsets[pair]]),
+                                    return_features=True)
+                fake = image[:n]                                          # (n, 3, H, W)
+                fake_features = D.backbone(fake)
+                fake_logits = D(fake, fake_features)                      # (n, C + 1, H, W)
+                contrastive, anchors = [], []
+                if args.lambda_c > 0:
+                    contrastive, anchors = contrastive_loss(
+                        P, fake, real, step_generator, args.anchors, args.negatives, args.tau)
+            diversity = fake_logits.new_zeros(())
+            if args.lambda_d > 0:
+                diversity = diversity_loss(features[:n][pair], features[n:], z_1[part][pair], z_2[part][pair],
+                                           args.tau_div)
+            terms = objective(generator_loss(fake_logits, label_map, alpha, args.gamma), contrastive, diversity,
+                              pixels, anchors, args.lambda_gan, args.lambda_c, args.lambda_d, args.reduction)
+            if logs_now:
+                add(values, gradient_norms(terms, image, features), accumulation)
+            (sum(terms.values()) / accumulation).backward()
+            add(values, {f"G_{name}": term for name, term in terms.items()}, accumulation)
+            made.append((fake.detach(), [f.detach() for f in fake_features]))
+        average_gradients(G_parameters, world)
+        norm_G = clip(G_parameters, args.clip_grad, logs_now)
+        optimiser_G.step()
+
+        # ==== (2) Discriminator: minimise  L_D                                                   (Eq. 3)
+        for p in D_parameters:
+            p.requires_grad_(True)
+        optimiser_D.zero_grad()
+        for part, (fake, fake_features) in zip(parts, made):
+            real, label_map = whole[0][part], whole[1][part]
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                real_logits, fake_logits = D(real), D(fake, fake_features)  # (n, C + 1, H, W) each
+            L_D = discriminator_loss(real_logits, fake_logits, label_map, alpha, args.gamma,
+                                     args.label_smoothing) / pixels
+            (L_D / accumulation).backward()
+            add(values, {"D": L_D}, accumulation)
+            if logs_now:
+                known = alpha[label_map] > 0
+                right = (real_logits.argmax(dim=1) == label_map) & known
+                add(values, {"D_accuracy_real": right.sum() / known.sum().clamp_min(1),
+                             "D_accuracy_fake": (fake_logits.argmax(dim=1) == num_classes).float().mean()},
+                    accumulation)
+        average_gradients(D_parameters, world)
+        norm_D = clip(D_parameters, args.clip_grad, logs_now)
+        optimiser_D.step()
+
+        # ==== (3) Average the generator
+        update_ema(ema, G, step, args.ema_decay)
+
+        # ---- once in a while: log, picture, checkpoint
+        log.append(values)  # tensors on the device: nothing has waited for it so far
+        progress.update()
+        if agreed is not None:
+            agreed[1].wait()
+        stop = bool(stopping) if world == 1 else agreed is not None and agreed[0].item() > 0
+        if world > 1:  # every rank learns of a signal one step later, and all stop at the same step
+            flag = torch.tensor([len(stopping)])
+            agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=control, async_op=True)
+        last = step == args.steps or stop
+        saves_now = last or (args.save_every and step % args.save_every == 0)
+        draws_now = step == args.steps or (args.picture_every and step % args.picture_every == 0)
+        if logs_now or saves_now or draws_now:
+            check_finite(log, step, nets, latest)
+        if logs_now:
+            values.update({name: norm for name, norm in (("G_gradient", norm_G), ("D_gradient", norm_D))},
+                          eta=torch.stack([p.detach().abs() for name, p in G.named_parameters()
+                                           if name.endswith("eta")]).mean())
+            line = summarise(log, step, world, device)
+            seconds = (time.time() - busy_since) / len(log)
+            line.update(lr=lr, seconds_per_step=seconds, images_per_second=args.batch_size / seconds,
+                        memory_gib=peak_memory(device))
+            if rank == 0:
+                with open(run / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(line) + "\n")
+                report(line, args.steps, progress)
+            log, busy_since = [], time.time()
+        paused = time.time()
+        if draws_now:
+            picture(step)
+        if saves_now:
+            save(step)
+        busy_since += time.time() - paused  # pictures and checkpoints are not training time
+        if stop:
+            progress.close()
+            say(f"stopped at step {step} and saved; run the same command again to go on")
+            break
+    progress.close()
+    finish(say, run, world)
+
+
+def finish(say, run, world):
+    newest = sorted(run.glob("ema_*.pt"))
+    say(f"picture:    {run / 'strip.png'}\ncheckpoint: {newest[-1] if newest else run / 'latest.pt'}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        train(parse_options(sys.argv[1:]))
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
