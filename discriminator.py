@@ -42,6 +42,7 @@ STRIDES = (4, 8, 16, 32)
 # to 1/1 and 64 on the full-resolution path. / WHY: mirrors DP-GAN's Table 7, its base.
 DECODER_WIDTHS = (512, 256, 256, 128, 64)
 FULL_RESOLUTION_WIDTH = 64
+CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -62,8 +63,12 @@ class Backbone(nn.Module):
             model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
         if weights not in ("imagenet", "random"):
             state = torch.load(weights, map_location="cpu", weights_only=True)
-            try:
-                model.load_state_dict(state)
+            try:  # a classifier's last layer is not used and may be of any size
+                missing, unexpected = model.load_state_dict(
+                    {k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, strict=False)
+                missing = [k for k in missing if not k.startswith(CLASSIFIERS)]
+                if missing or unexpected:
+                    raise RuntimeError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
             except (RuntimeError, TypeError, AttributeError) as error:
                 raise ValueError(f"{weights}: not a state dict of torchvision's {name}: "
                                  f"{str(error).splitlines()[0]}") from None

@@ -163,7 +163,7 @@ class SPADE(nn.Module):
 
     def forward(self, x, condition):
         gamma, beta = self.to_gamma_beta(condition).chunk(2, dim=1)  # (B, C, H, W) each
-        # (1 + gamma) * (x - mu) / sigma + beta. DP-GAN Eq. 1 prints gamma without the 1, its code has it.
+        # PAPER: gamma * (x - mu) / sigma + beta (DP-GAN Eq. 1). / HERE: (1 + gamma). / WHY: its code, and SPADE's.
         return torch.addcmul(beta, self.norm(x), 1 + gamma)
 
 
@@ -237,6 +237,7 @@ class Generator(nn.Module):
         w = self.noise_mapping(z)                                         # (B, n_k, d_w)
         modulation = self.label_pyramid(x, w)                             # h_1, ..., h_L
         h_L = modulation[-1]                                              # (B, C_L, H/2^(L-1), W/2^(L-1))
+        # PAPER: "takes a low-resolution label map as input". / HERE: nearest neighbour. / WHY: labels stay labels.
         y = self.first(F.interpolate(x, size=h_L.shape[2:], mode="nearest"))
         for i, block in enumerate(self.blocks):
             h_i = modulation[-1 - i]                                      # lowest scale first

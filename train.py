@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from data import (DATASETS, InputError, RareClassBatches, class_presence, colour_labels, open_dataset,
                   parse_size, sampling_probabilities)
-from discriminator import BACKBONES, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, Discriminator
+from discriminator import (BACKBONES, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, IMAGENET_MEAN, IMAGENET_STD,
+                           Discriminator)
 from generator import (ATTENTION_STRIDE, LABEL_CHANNELS, NOISE_HIDDEN, NOISE_TOKENS, NOISE_WIDTH,
                        STEM_CHANNELS, WIDTHS, Z_DIM, Generator, parameters_by_part)
 from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
@@ -56,7 +57,7 @@ PAPER_NETWORKS = dict(
     full_resolution_width=FULL_RESOLUTION_WIDTH, spectral=True, vgg_width=1.0, projection_width=256)
 # Found by measuring (RESULTS.md): the best pictures in about eight minutes on two CPU cores.
 TOY = dict(
-    PAPER, image_size="64", steps=1000, batch_size=8, backbone="resnet18", backbone_weights="random",
+    PAPER, image_size="64", steps=1000, batch_size=8, backbone="resnet18", backbone_weights="self",
     vgg_weights="random", lambda_c=10.0, lambda_d=1.0, tau_div=0.4, ema_decay=0.99,
     lr_decay_steps=[600, 1000], workers=1, log_every=20, picture_every=200, save_every=200)
 TOY_NETWORKS = dict(
@@ -72,6 +73,7 @@ DATASET_DEFAULTS = {
     "cityscapes": dict(steps=60_000, image_size="256x512"),
     "folder": dict(),
 }
+PRETRAIN_STEPS, PRETRAIN_BATCH = 150, 32  # --backbone-weights self
 EMA_BATCHES = 16    # training batches that give the averaged generator its batch-norm statistics
 STRIP_ROWS = 6
 FAKE_COLOUR = (255, 0, 255)
@@ -107,8 +109,8 @@ def parse_options(argv):
     group.add_argument("--model", choices=("dp-sims",), default="dp-sims")
     group.add_argument("--preset", choices=PRESETS, help="sizes of the networks and every default below")
     group.add_argument("--backbone", choices=BACKBONES, help="frozen backbone of the discriminator")
-    group.add_argument("--backbone-weights", help="imagenet (torchvision downloads them), random, or a "
-                       "file with the state dict of torchvision's model")
+    group.add_argument("--backbone-weights", help="imagenet (torchvision downloads them), self (pre-trained "
+                       "here, to tell the dataset's classes), random, or a file with the state dict of torchvision's model")
     group.add_argument("--vgg-weights", help="for the contrastive loss: imagenet, random, or a file of vgg19")
     group = parser.add_argument_group("loss (Sec. 3.3)")
     group.add_argument("--lambda-gan", type=float, help="weight of Eq. 4")
@@ -392,6 +394,32 @@ def build_frozen(build, name, weights, flag):
                          f"the state dict of torchvision's {name}") from None
 
 
+def pretrain_backbone(name, dataset, probabilities, path, seed, device, workers):
+    """--backbone-weights self: torchvision's `name` learns which classes a picture contains, and is kept at `path`.
+
+    PAPER: backbones pre-trained on ImageNet. / HERE: also this, for the toy scenes and wherever ImageNet weights
+    cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
+    classification", in half a minute and without a download.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes))
+    net = net.to(device, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
+    sampler = RareClassBatches(probabilities, PRETRAIN_BATCH, 0, PRETRAIN_STEPS, seed)
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
+    for batch in tqdm(loader, desc=f"pre-training {name}", leave=False, disable=None):
+        x = ((batch["image"].to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        label_map = batch["label_map"].to(device).long().flatten(1)                   # (B, HW)
+        contains = torch.zeros(len(x), len(dataset.classes), device=device).scatter_(1, label_map, 1.0)  # (B, C)
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x), contains)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    save_atomically(net.state_dict(), path)
+
+
 # ------------------------------------------------------------------------------------------- the numbers
 
 def lr_factor(step, start, end):
@@ -545,8 +573,16 @@ def train(args):
         k: networks[k] for k in ("widths", "stem_channels", "label_channels", "z_dim", "noise_tokens",
                                  "noise_width", "noise_hidden", "attention_stride")})
     G = Generator(**generator_options)
+    weights = args.backbone_weights
+    if weights == "self":
+        weights = str(run / f"backbone_{args.backbone}.pt")
+        if rank == 0 and not Path(weights).is_file():
+            say(f"pre-training {args.backbone} on the classes of {args.dataset}, {PRETRAIN_STEPS} steps, once", flush=True)
+            pretrain_backbone(args.backbone, dataset, probabilities, Path(weights), args.seed, device, args.workers)
+        if world > 1:
+            dist.barrier()
     D = build_frozen(lambda: Discriminator(
-        num_classes, args.backbone, args.backbone_weights, networks["decoder_widths"],
+        num_classes, args.backbone, weights, networks["decoder_widths"],
         networks["full_resolution_width"], networks["spectral"], args.seed),
         args.backbone, args.backbone_weights, "--backbone-weights")
     P = build_frozen(lambda: ContrastiveFeatures(
@@ -664,7 +700,9 @@ def train(args):
         optimiser_G.zero_grad()
         for part in parts:
             real, label_map, offsets = (t if t is None else t[part] for t in whole)
-            n, pair = len(label_map), slice(None, None, args.diversity_every)  # images with a second z
+            # PAPER: Eq. 6 is an expectation over label maps. / HERE: over every fourth of the batch. / WHY: the
+            # same expectation for a quarter of the second generator pass (--diversity-every 1 takes all).
+            n, pair = len(label_map), slice(None, None, args.diversity_every)
             if args.lambda_d == 0:
                 pair = slice(0, 0)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):

@@ -1,0 +1,178 @@
+"""Pictures from label maps, with an averaged generator (ema_*.pt) alone.
+
+    python sample.py --checkpoint runs/toy/ema_0001000.pt --dataset toy --seeds 0-3
+    python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7
+    python sample.py --checkpoint ema.pt --labels folder_of_maps/ --seeds 3,5 --interpolate 12
+
+Every seed is one z, drawn for itself: a picture depends on its label map and its seed, not on the batch
+or the order. Pictures, the coloured label maps and a grid of both go to --output-dir.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data import (DATASETS, IMAGE_ENDINGS, InputError, check_labels, colour_labels, offset_maps,
+                  open_dataset, parse_size)
+from generator import Generator
+
+GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
+
+
+def load_generator(path, device="cpu"):
+    """-> (generator in eval mode, checkpoint dict) of an EMA file that train.py wrote. Raises InputError."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        G = Generator(**checkpoint["generator"])
+        G.load_state_dict(checkpoint["ema"])
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise InputError(f"{path}: not an EMA file of train.py ({type(error).__name__}); give one of the "
+                         f"ema_*.pt of a run folder") from None
+    return G.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), checkpoint
+
+
+def z_of_seed(seed, z_dim):
+    """(d_z,) of one seed: the same on every machine, alone or in a batch."""
+    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def mix(z_a, z_b, t):
+    """Spherical interpolation, t from 0 to 1: every step is as likely a draw of N(0, I) as its ends."""
+    angle = torch.arccos(torch.nn.functional.cosine_similarity(z_a, z_b, dim=0))
+    return (torch.sin((1 - t) * angle) * z_a + torch.sin(t * angle) * z_b) / torch.sin(angle)
+
+
+@torch.no_grad()
+def generate(G, label_map, offsets, z, device, amp=False):
+    """label_map (B, H, W) integers, offsets (B, 2, H, W) or None, z (B, d_z) -> (B, H, W, 3) uint8 array."""
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
+        image = G(label_map.to(device).long(), z.to(device), None if offsets is None else offsets.to(device))
+    image = image.float().clamp(-1, 1).add(1).mul(127.5).round().byte()   # (B, 3, H, W)
+    return image.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def parse_seeds(text):
+    """"0-3,7" -> [0, 1, 2, 3, 7]."""
+    seeds = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+def read_maps(args, checkpoint, size):
+    """The label maps asked for, one by one: (name, label_map (H, W), offsets (2, H, W) or None) tensors."""
+    offset_channels = checkpoint["generator"]["offset_channels"]
+    if args.dataset:
+        dataset = open_dataset(args.dataset, args.data_path, args.split, size)
+        if list(dataset.classes) != checkpoint["classes"] or 2 * dataset.has_instances != offset_channels:
+            raise InputError(f"{args.checkpoint} was trained on {checkpoint['dataset']} with {len(checkpoint['classes'])} "
+                             f"classes and {offset_channels} offset channels; --dataset {args.dataset} has "
+                             f"{len(dataset.classes)} and {2 * dataset.has_instances}")
+        for i in range(min(len(dataset), args.count or len(dataset))):
+            sample = dataset[i]
+            yield dataset.names[i], sample["label_map"], sample.get("offsets")
+        return
+    files = sorted(f for f in args.labels.glob("*") if f.suffix.lower() in IMAGE_ENDINGS) \
+        if args.labels.is_dir() else [args.labels]
+    if not files:
+        raise InputError(f"{args.labels}: no label maps there; expected PNGs with class numbers")
+    if offset_channels and not args.instances:
+        print("this model takes instance offsets; without --instances every one of them is 0")
+    H, W = size
+
+    def read(file):
+        try:
+            with Image.open(file) as image:
+                image.load()
+                return image
+        except (OSError, SyntaxError) as error:
+            raise InputError(f"{file}: cannot be read as a picture ({error})") from None
+
+    for file in files[:args.count or None]:
+        labels = check_labels(read(file), file, len(checkpoint["classes"]))
+        label_map = torch.from_numpy(np.array(labels.resize((W, H), Image.NEAREST)))
+        offsets = torch.zeros(2, H, W) if offset_channels else None
+        if offset_channels and args.instances:
+            instance_file = args.instances / f"{file.stem}.png" if args.instances.is_dir() else args.instances
+            instances = read(instance_file).resize((W, H), Image.NEAREST)
+            offsets = torch.from_numpy(offset_maps(np.array(instances)))
+        yield file.stem, label_map, offsets
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Pictures from label maps.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="an ema_*.pt of a run folder")
+    parser.add_argument("--labels", type=Path, help="one label map (PNG with class numbers) or a folder of them")
+    parser.add_argument("--instances", type=Path, help="instance ids for --labels: a PNG, or a folder with the same names")
+    parser.add_argument("--dataset", choices=DATASETS, help="instead of --labels: all maps of a dataset's split")
+    parser.add_argument("--data-path")
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--count", type=int, default=0, help="only the first so many maps; 0 = all")
+    parser.add_argument("--seeds", type=parse_seeds, default="0", help="one picture per map and seed: 0-7, or 0,3,5")
+    parser.add_argument("--interpolate", type=int, default=0, metavar="N",
+                        help="N pictures from the first seed to the second, and a GIF of them")
+    parser.add_argument("--image-size", type=parse_size, help="height x width to generate; default: as trained")
+    parser.add_argument("--output-dir", type=Path, default="samples")
+    parser.add_argument("--force", action="store_true", help="overwrite pictures of an earlier call")
+    parser.add_argument("--batch-size", type=int, default=16, help="lower it if memory runs out")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    args = parser.parse_args()
+    if bool(args.labels) == bool(args.dataset):
+        raise InputError("give either --labels PNG_OR_FOLDER or --dataset NAME")
+    if args.interpolate and (len(args.seeds) != 2 or args.interpolate < 2):
+        raise InputError("--interpolate N needs N of 2 or more and two seeds, as in --seeds 3,5 --interpolate 12")
+    if args.labels and not args.labels.exists():
+        raise InputError(f"{args.labels}: not there; expected a label map (PNG) or a folder of them")
+
+    G, checkpoint = load_generator(args.checkpoint, args.device)
+    size = args.image_size or tuple(checkpoint["image_size"])
+    if size[0] % G.downsampling or size[1] % G.downsampling:
+        raise InputError(f"--image-size {size[0]}x{size[1]}: both sides must be divisible by {G.downsampling}")
+    if args.interpolate:
+        ends = [z_of_seed(seed, G.z_dim) for seed in args.seeds]
+        a, b = args.seeds
+        z = {f"mix{a:03d}-{b:03d}_{i:03d}": mix(*ends, i / (args.interpolate - 1)) for i in range(args.interpolate)}
+    else:
+        z = {f"seed{seed:03d}": z_of_seed(seed, G.z_dim) for seed in args.seeds}
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-dir {args.output_dir}: cannot be written ({error.strerror})") from None
+
+    grid = []
+    for name, label_map, offsets in tqdm(read_maps(args, checkpoint, size), desc="label maps", disable=None):
+        files = [args.output_dir / f"{name}_{title}.png" for title in z]
+        if not args.force and any(f.exists() for f in files):
+            raise InputError(f"{next(f for f in files if f.exists())} is there already; choose another --output-dir, "
+                             f"or --force to overwrite")
+        pictures = []
+        for noise in torch.stack(list(z.values())).split(args.batch_size):
+            n = len(noise)
+            pictures += list(generate(G, label_map.expand(n, -1, -1), None if offsets is None else
+                                      offsets.expand(n, -1, -1, -1), noise, args.device, args.amp == "bf16"))
+        coloured = colour_labels(label_map, np.array(checkpoint["palette"], np.uint8))
+        Image.fromarray(coloured).save(args.output_dir / f"{name}_labels.png")
+        for file, picture in zip(files, pictures):
+            Image.fromarray(picture).save(file)
+        if args.interpolate:
+            frames = [Image.fromarray(p) for p in pictures + pictures[-2:0:-1]]  # there and back
+            frames[0].save(args.output_dir / f"{name}_mix.gif", save_all=True, append_images=frames[1:], duration=80, loop=0)
+        if len(grid) < GRID_ROWS:
+            grid.append(np.concatenate([coloured, *pictures], axis=1))
+    Image.fromarray(np.concatenate(grid)).save(args.output_dir / "grid.png")
+    print(f"pictures: {args.output_dir}\ngrid:     {args.output_dir / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        sys.exit(2)
