@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 DATASETS = ("toy", "folder", "ade20k", "cityscapes", "coco_stuff")

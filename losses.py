@@ -118,9 +118,9 @@ def objective(gan, contrastive, diversity, pixels, anchors, lambda_gan=1.0, lamb
     # notice; Eq. 6 is in mean form already). "mean": every sum a mean. / WHY: with means everywhere
     # lambda_C = 100 swamps the GAN term (RESULTS.md). L_D is divided by H*W as well.
     if reduction == "sum":
-        contrastive = sum(contrastive) / pixels
+        contrastive = sum(contrastive, gan.new_zeros(())) / pixels
     else:
-        contrastive = sum(scale / A for scale, A in zip(contrastive, anchors))
+        contrastive = sum((scale / A for scale, A in zip(contrastive, anchors)), gan.new_zeros(()))
     return {"gan": lambda_gan * gan / pixels,
             "contrastive": lambda_c * contrastive,
             "diversity": lambda_d * diversity}

@@ -13,6 +13,7 @@ a run that was interrupted ends where an uninterrupted one ends. A run folder ho
 """
 import argparse
 import copy
+import errno
 import json
 import os
 import pickle
@@ -49,7 +50,7 @@ PAPER = dict(
     backbone_weights="imagenet", vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0,
     gamma=2.0, label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum",
     diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], workers=8, log_every=50,
-    picture_every=1000, save_every=1000)
+    picture_every=1000, save_every=1000, ema_every=5000)
 PAPER_NETWORKS = dict(
     widths=WIDTHS, stem_channels=STEM_CHANNELS, label_channels=LABEL_CHANNELS, z_dim=Z_DIM,
     noise_tokens=NOISE_TOKENS, noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN,
@@ -59,7 +60,7 @@ PAPER_NETWORKS = dict(
 TOY = dict(
     PAPER, image_size="64", steps=1000, batch_size=8, backbone="resnet18", backbone_weights="self",
     vgg_weights="random", lambda_c=10.0, lambda_d=1.0, tau_div=0.4, ema_decay=0.99,
-    lr_decay_steps=[600, 1000], workers=1, log_every=20, picture_every=200, save_every=200)
+    lr_decay_steps=[600, 1000], workers=1, log_every=20, picture_every=200, save_every=200, ema_every=0)
 TOY_NETWORKS = dict(
     PAPER_NETWORKS, widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8,
     noise_width=32, decoder_widths=(96, 64, 48, 32, 24), full_resolution_width=16, spectral=False,
@@ -146,7 +147,8 @@ def parse_options(argv):
     group.add_argument("--output-dir", help="run folder; a run found there is resumed")
     group.add_argument("--log-every", type=int, help="steps")
     group.add_argument("--picture-every", type=int, help="steps; 0 = only at the end")
-    group.add_argument("--save-every", type=int, help="steps; 0 = only at the end")
+    group.add_argument("--save-every", type=int, help="steps between writes of latest.pt; 0 = only at the end")
+    group.add_argument("--ema-every", type=int, help="steps between the ema_*.pt that are kept; 0 = only at the end")
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
     args.lr_decay_steps = list(args.lr_decay_steps)
@@ -233,7 +235,7 @@ def update_ema(ema, G, step, decay):
 
 
 @torch.no_grad()
-def refresh_ema(ema, G, batches, device, z_seed):
+def refresh_ema(ema, G, batches):
     """Give the averaged generator buffers of its own before it is used; leaves it in eval mode.
 
     Batch-norm statistics are measured anew on training label maps. TRAP: the spectral norm's u and v are
@@ -247,7 +249,7 @@ def refresh_ema(ema, G, batches, device, z_seed):
         m.reset_running_stats()
         m.momentum = None  # the plain mean over the batches
     ema.train()
-    for label_map, offsets, z in batches(z_seed):
+    for label_map, offsets, z in batches():
         ema(label_map, z, offsets)
     ema.eval()
     for m, momentum in zip(norms, momenta):
@@ -554,7 +556,7 @@ def train(args):
     run = Path(args.output_dir)
     try:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "options.json.tmp").write_text(json.dumps(vars(args), indent=1))
+        open(run / "metrics.jsonl", "a").close()
     except OSError as error:
         raise InputError(f"--output-dir {run}: cannot be written ({error.strerror}); choose another") from None
     probabilities = torch.zeros(len(dataset), dtype=torch.float64)
@@ -610,7 +612,7 @@ def train(args):
         done = resume(state, identity, latest, args, say, G=G, D=D, P=P, ema=ema,
                       optimiser_G=optimiser_G, optimiser_D=optimiser_D)
     if rank == 0:
-        os.replace(run / "options.json.tmp", run / "options.json")
+        (run / "options.json").write_text(json.dumps(vars(args), indent=1))
         keep_metrics_up_to(done, run / "metrics.jsonl")
 
     sampler = RareClassBatches(probabilities, args.batch_size, done, args.steps, args.seed, rank, world)
@@ -625,34 +627,36 @@ def train(args):
 
     calibration = []  # the first training batches, kept as integers, for refresh_ema
 
-    def calibration_batches(z_seed):
+    def calibration_batches():
+        """(label_map, offsets, z) of the first training batches, this rank's share, for refresh_ema."""
         if not calibration:
             first = RareClassBatches(probabilities, args.batch_size, 0, EMA_BATCHES, args.seed, rank, world)
             for batch in DataLoader(dataset, batch_sampler=first, num_workers=args.workers):
                 del batch["image"]
-                calibration.extend({k: v[i:i + micro] for k, v in batch.items()} for i in range(0, per_rank, micro))
-        z_generator = torch.Generator().manual_seed(z_seed + rank)
+                calibration.append(batch)
+        z_generator = torch.Generator().manual_seed(args.seed)
         for batch in calibration:
-            offsets = batch["offsets"].to(device) if "offsets" in batch else None
-            z = torch.randn(micro, G.z_dim, generator=z_generator).to(device)
-            yield batch["label_map"].to(device).long(), offsets, z
+            z = torch.randn(world, per_rank, G.z_dim, generator=z_generator)[rank].to(device)
+            batch = {k: v.to(device) for k, v in batch.items()}
+            for i in range(0, per_rank, micro):
+                yield (batch["label_map"][i:i + micro].long(),
+                       batch["offsets"][i:i + micro] if "offsets" in batch else None, z[i:i + micro])
 
-    def save(step, with_ema=True):
-        if with_ema:  # first, because latest.pt is what says that a step was reached
-            refresh_ema(ema, G, calibration_batches, device, args.seed)
-            if rank == 0:
-                save_atomically({"step": step, "generator": generator_options, "ema": ema.state_dict(),
-                                 "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
-                                 "palette": dataset.palette.tolist(), "unknown": dataset.unknown},
-                                run / f"ema_{step:07d}.pt")
+    def save(step):
         if rank == 0:
             save_atomically({"step": step, "identity": identity, "options": vars(args), "G": G.state_dict(),
                              "D": trained(D), "P": trained(P), "ema": ema.state_dict(),
                              "optimiser_G": optimiser_G.state_dict(),
                              "optimiser_D": optimiser_D.state_dict()}, latest)
 
+    def save_ema(step):
+        if rank == 0:
+            save_atomically({"step": step, "generator": generator_options, "ema": ema.state_dict(),
+                             "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
+                             "palette": dataset.palette.tolist(), "unknown": dataset.unknown},
+                            run / f"ema_{step:07d}.pt")
+
     def picture(step):
-        refresh_ema(ema, G, calibration_batches, device, args.seed)
         columns = strip_columns(G, ema, D, validation, device)
         if rank == 0:
             for name in (f"strip_{step:07d}.png", "strip.png"):
@@ -674,7 +678,7 @@ def train(args):
         except InputError as error:  # a file that cannot be read: keep what was learnt
             if rank == 0 and step > done + 1:
                 check_finite(log, step - 1, nets, latest)
-                save(step - 1, with_ema=False)
+                save(step - 1)
             raise InputError(str(error).strip().splitlines()[-1].removeprefix("data.InputError: ")) from None
         logs_now = step % args.log_every == 0 or step == args.steps
         lr = args.lr * lr_factor(step, *args.lr_decay_steps)
@@ -767,9 +771,9 @@ def train(args):
             flag = torch.tensor([len(stopping)])
             agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=control, async_op=True)
         last = step == args.steps or stop
-        saves_now = last or (args.save_every and step % args.save_every == 0)
-        draws_now = step == args.steps or (args.picture_every and step % args.picture_every == 0)
-        if logs_now or saves_now or draws_now:
+        saves_now, keeps_now, draws_now = (
+            last or (every and step % every == 0) for every in (args.save_every, args.ema_every, args.picture_every))
+        if logs_now or saves_now or keeps_now or draws_now:
             check_finite(log, step, nets, latest)
         if logs_now:
             values.update({name: norm for name, norm in (("G_gradient", norm_G), ("D_gradient", norm_D))},
@@ -785,9 +789,13 @@ def train(args):
                 report(line, args.steps, progress)
             log, busy_since = [], time.time()
         paused = time.time()
+        if draws_now or keeps_now:
+            refresh_ema(ema, G, calibration_batches)
         if draws_now:
             picture(step)
-        if saves_now:
+        if keeps_now:
+            save_ema(step)
+        if saves_now:  # last, because latest.pt is what says that a step was reached
             save(step)
         busy_since += time.time() - paused  # pictures and checkpoints are not training time
         if stop:
@@ -811,3 +819,11 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        print(f"train.py: {error}; what was saved before is whole. Make room or choose another --output-dir, "
+              f"and run the same command again", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
