@@ -43,6 +43,9 @@ Z_DIM, NOISE_TOKENS, NOISE_WIDTH, NOISE_HIDDEN = 64, 16, 64, 256
 # PAPER: attention "at spatial resolutions 64x64 and lower". / HERE: at strides of 4 and more, which is
 # 64x64 at 256x256. / WHY: the parameters then do not depend on the resolution of the moment.
 ATTENTION_STRIDE = 4
+# PAPER: silent on the border. / HERE: zeros; "reflect" in the toy preset. / WHY: zeros are the peers' way, but
+# at 64x64 they draw nested frames into every sky (RESULTS.md).
+PADDING = "zeros"
 
 
 def attention(query, key, value):
@@ -110,9 +113,9 @@ class SelfAttention(nn.Module):
 class LabelBlock(nn.Module):
     """One scale of the label pyramid: (B, C_in, H, W), w -> h_i (B, C_out, H/stride, W/stride)."""
 
-    def __init__(self, in_channels, out_channels, stride, noise_width=None):
+    def __init__(self, in_channels, out_channels, stride, padding, noise_width=None):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, padding_mode=padding)
         self.norm = nn.BatchNorm2d(out_channels)
         self.attends = noise_width is not None
         if self.attends:
@@ -130,12 +133,13 @@ class LabelBlock(nn.Module):
 class LabelPyramid(nn.Module):
     """The label map encoding network: x (B, C_in, H, W), w -> [h_1, ..., h_L], h_1 at full resolution."""
 
-    def __init__(self, in_channels, stem_channels, channels, scales, noise_width, attention_stride):
+    def __init__(self, in_channels, stem_channels, channels, scales, noise_width, attention_stride, padding):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem_channels, 3, padding=1), nn.BatchNorm2d(stem_channels), nn.GELU())
+            nn.Conv2d(in_channels, stem_channels, 3, padding=1, padding_mode=padding),
+            nn.BatchNorm2d(stem_channels), nn.GELU())
         self.blocks = nn.ModuleList(
-            LabelBlock(stem_channels if i == 0 else channels, channels, stride=1 if i == 0 else 2,
+            LabelBlock(stem_channels if i == 0 else channels, channels, 1 if i == 0 else 2, padding,
                        noise_width=noise_width if 2 ** i >= attention_stride else None)
             for i in range(scales))
 
@@ -155,11 +159,11 @@ class SPADE(nn.Module):
     x (B, C, H, W), condition (B, K, H, W) -> (B, C, H, W)
     """
 
-    def __init__(self, channels, condition_channels):
+    def __init__(self, channels, condition_channels, padding=PADDING):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
         # gamma and beta are one 3x3 convolution each; the two run as one, which is faster
-        self.to_gamma_beta = nn.Conv2d(condition_channels, 2 * channels, 3, padding=1)
+        self.to_gamma_beta = nn.Conv2d(condition_channels, 2 * channels, 3, padding=1, padding_mode=padding)
 
     def forward(self, x, condition):
         gamma, beta = self.to_gamma_beta(condition).chunk(2, dim=1)  # (B, C, H, W) each
@@ -170,16 +174,16 @@ class SPADE(nn.Module):
 class SPADEBlock(nn.Module):
     """Residual block of the image pyramid: x (B, C_in, H, W), condition (B, K, H, W) -> (B, C_out, H, W)."""
 
-    def __init__(self, in_channels, out_channels, condition_channels):
+    def __init__(self, in_channels, out_channels, condition_channels, padding):
         super().__init__()
         middle = min(in_channels, out_channels)
-        self.spade_0 = SPADE(in_channels, condition_channels)
-        self.conv_0 = spectral_norm(nn.Conv2d(in_channels, middle, 3, padding=1))
-        self.spade_1 = SPADE(middle, condition_channels)
-        self.conv_1 = spectral_norm(nn.Conv2d(middle, out_channels, 3, padding=1))
+        self.spade_0 = SPADE(in_channels, condition_channels, padding)
+        self.conv_0 = spectral_norm(nn.Conv2d(in_channels, middle, 3, padding=1, padding_mode=padding))
+        self.spade_1 = SPADE(middle, condition_channels, padding)
+        self.conv_1 = spectral_norm(nn.Conv2d(middle, out_channels, 3, padding=1, padding_mode=padding))
         self.learned_shortcut = in_channels != out_channels
         if self.learned_shortcut:
-            self.spade_s = SPADE(in_channels, condition_channels)
+            self.spade_s = SPADE(in_channels, condition_channels, padding)
             self.conv_s = spectral_norm(nn.Conv2d(in_channels, out_channels, 1, bias=False))
 
     def forward(self, x, condition):
@@ -196,11 +200,13 @@ class Generator(nn.Module):
     offset_channels: 2 where instance offsets are given (Sec. 4.1), else 0.
     widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
         and W must be divisible by 2^(scales - 1).
+    padding: of the 3x3 convolutions, "zeros" or "reflect".
     """
 
     def __init__(self, num_classes, offset_channels=0, widths=WIDTHS, stem_channels=STEM_CHANNELS,
                  label_channels=LABEL_CHANNELS, z_dim=Z_DIM, noise_tokens=NOISE_TOKENS,
-                 noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN, attention_stride=ATTENTION_STRIDE):
+                 noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN, attention_stride=ATTENTION_STRIDE,
+                 padding=PADDING):
         super().__init__()
         self.num_classes, self.offset_channels, self.z_dim = num_classes, offset_channels, z_dim
         scales = len(widths) - 1
@@ -208,11 +214,11 @@ class Generator(nn.Module):
         in_channels = num_classes + offset_channels
         self.noise_mapping = NoiseMapping(z_dim, noise_hidden, noise_tokens, noise_width)
         self.label_pyramid = LabelPyramid(
-            in_channels, stem_channels, label_channels, scales, noise_width, attention_stride)
-        self.first = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+            in_channels, stem_channels, label_channels, scales, noise_width, attention_stride, padding)
+        self.first = nn.Conv2d(in_channels, widths[0], 3, padding=1, padding_mode=padding)
         self.blocks = nn.ModuleList(
-            SPADEBlock(widths[i], widths[i + 1], 2 * label_channels) for i in range(scales))
-        self.to_image = nn.Conv2d(widths[-1], 3, 3, padding=1)
+            SPADEBlock(widths[i], widths[i + 1], 2 * label_channels, padding) for i in range(scales))
+        self.to_image = nn.Conv2d(widths[-1], 3, 3, padding=1, padding_mode=padding)
 
     def forward(self, label_map, z, offsets=None, return_features=False):
         """label_map (B, H, W) int64, z (B, d_z), offsets (B, 2, H, W) or None -> image (B, 3, H, W) in [-1, 1].

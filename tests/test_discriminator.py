@@ -1,4 +1,4 @@
-"""The discriminator against Sec. 3.1 and Fig. 2: frozen backbone, feature conditioning, decoder, C + 1 logits.
+"""The discriminator against Sec. 3.1 and Fig. 2: frozen backbone, conditioning, decoder, C + 1 logits.
 
     python -m pytest tests/test_discriminator.py          (from the repository root; under half a minute)
 
@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from discriminator import BACKBONES, Backbone, Discriminator, condition_features
+from discriminator import BACKBONES, Backbone, Discriminator, ResidualBlock, condition_features
 
 CLASSES = 5
 SMALL = dict(backbone_weights="random", decoder_widths=(10, 8, 8, 6, 4), full_resolution_width=4)
@@ -114,7 +114,8 @@ def test_a_random_backbone_depends_on_its_seed_alone():
     second, other = (Backbone("resnet18", "random", seed=s).state_dict() for s in (3, 4))
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different, f"the same seed gave other weights: {different[:3]}"
-    assert any(not torch.equal(first[name], other[name]) for name in first), "another seed gave the same network"
+    assert any(not torch.equal(first[name], other[name]) for name in first), (
+        "another seed gave the same network")
 
 
 def test_building_a_backbone_does_not_disturb_the_global_random_state():
@@ -125,7 +126,8 @@ def test_building_a_backbone_does_not_disturb_the_global_random_state():
 
 @pytest.mark.parametrize("outputs", [1000, 7])
 def test_backbone_weights_come_from_a_file(tmp_path, outputs):
-    """torchvision's resnet18, saved; its last layer is not used and may be of any size. Oracle: its own layers."""
+    """torchvision's resnet18, saved; its last layer is not used and may be of any size. Oracle: its own
+    layers."""
     torch.manual_seed(5)
     model = torchvision.models.resnet18(num_classes=outputs).eval()
     torch.save(model.state_dict(), tmp_path / "resnet18.pt")
@@ -195,11 +197,19 @@ def test_conditioned_features_have_mean_0_and_deviation_1_inside_the_network():
         D(pictures())
     assert len(seen) == 4, f"{len(seen)} of the four features were conditioned"
     for level, (squashed, output) in enumerate(seen, 1):
-        assert 0 <= squashed.min() and squashed.max() <= 1, f"F_{level} was not through a sigmoid before the norm"
-        assert_is(output.mean(dim=(0, 2, 3)), torch.zeros(output.shape[1]), f"mean of F_{level}", atol=1e-4, rtol=0)
-        deviation = (squashed.var(dim=(0, 2, 3), correction=0) + 1e-5).sqrt()
-        assert_is(output.std(dim=(0, 2, 3), correction=0), squashed.std(dim=(0, 2, 3), correction=0) / deviation,
-                  f"standard deviation of F_{level}", atol=1e-4, rtol=0)
+        assert 0 <= squashed.min() and squashed.max() <= 1, (
+            f"F_{level} was not through a sigmoid before the norm")
+        variance, variance_before = (t.var(dim=(0, 2, 3), correction=0) for t in (output, squashed))
+        assert_is(output.mean(dim=(0, 2, 3)), torch.zeros_like(variance),
+                  f"mean of F_{level}", atol=1e-4, rtol=0)
+        assert_is(variance, variance_before / (variance_before + 1e-5),
+                  f"variance of F_{level}", atol=1e-4, rtol=0)
+
+
+def test_feature_conditioning_has_nothing_to_learn_and_nothing_to_remember():
+    """Sec. 3.1 writes no scale, no shift and no running statistics: the norms have no state at all."""
+    state = small_discriminator().norms.state_dict()
+    assert not state, f"the conditioning has parameters or buffers: {list(state)}"
 
 
 def test_feature_conditioning_is_float32_under_autocast():
@@ -252,6 +262,19 @@ def test_the_decoder_climbs_from_1_32_to_full_resolution():
     assert seen == expected, f"(channels, height, width) after the five blocks: {seen}"
 
 
+@pytest.mark.parametrize("in_channels, out_channels, first", [(4, 4, False), (4, 3, False), (3, 4, True)])
+def test_a_residual_block_adds_its_shortcut(in_channels, out_channels, first):
+    """x + conv(LeakyReLU(conv(LeakyReLU(x)))), a 1x1 shortcut where the width changes; the raw image, whose
+    negative half is as good as the other, is not rectified."""
+    torch.manual_seed(0)
+    block = ResidualBlock(in_channels, out_channels, spectral=True, first=first).eval()
+    x = torch.randn(2, in_channels, 4, 4)
+    y = block.conv_0(x if first else torch.where(x > 0, x, 0.2 * x))
+    y = block.conv_1(torch.where(y > 0, y, 0.2 * y))
+    shortcut = x if in_channels == out_channels else block.conv_s(x)
+    assert_is(block(x).detach(), (shortcut + y).detach(), "shortcut + residual path was expected")
+
+
 @pytest.mark.parametrize("spectral", [True, False])
 def test_gradient_reaches_every_trained_parameter(spectral):
     """Decoder, full-resolution path and the last convolution learn; the backbone does not."""
@@ -266,7 +289,8 @@ def test_gradient_reaches_every_trained_parameter(spectral):
 
 
 def test_gradient_reaches_the_image_through_the_decoder():
-    """With the full-resolution path cut off: what is left comes through decoder, conditioning and backbone."""
+    """With the full-resolution path cut off: what is left comes through decoder, conditioning and
+    backbone."""
     D, image = small_discriminator(), pictures().requires_grad_()
     D.full_resolution.register_forward_hook(lambda _, args, output: output.detach())
     logits = D(image)
@@ -275,7 +299,8 @@ def test_gradient_reaches_the_image_through_the_decoder():
 
 
 def test_spectral_norm_is_on_by_default():
-    """On every convolution of the residual blocks, as in OASIS and DP-GAN: the largest singular value is 1."""
+    """On every convolution of the residual blocks, as in OASIS and DP-GAN: the largest singular value is
+    1."""
     D, count = small_discriminator(), 0
     for name, module in D.named_modules():
         if isinstance(module, nn.Conv2d) and name.startswith(("decoder", "full_resolution")):

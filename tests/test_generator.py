@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from generator import (SPADE, CrossAttention, Generator, LabelBlock, NoiseMapping, SelfAttention, attention,
-                       parameters_by_part)
+from generator import (SPADE, CrossAttention, Generator, LabelBlock, NoiseMapping, SelfAttention, SPADEBlock,
+                       attention, parameters_by_part)
 
 CLASSES = 5
 TINY = dict(widths=(8, 8, 8, 8, 6, 6, 4), stem_channels=4, label_channels=4, z_dim=6, noise_tokens=3,
@@ -77,11 +77,13 @@ def test_eq1_attention_is_the_papers_formula():
 
 
 def test_eq1_by_hand():
-    """(Eq. 1) d_q = 4, scores 2 ln 3 / sqrt(4) = ln 3 and 0: the shares are 3/4 and 1/4, A = 3/4 * 8 + 1/4 * 4."""
+    """(Eq. 1) d_q = 4, scores 2 ln 3 / sqrt(4) = ln 3 and 0: the shares are 3/4 and 1/4, A = 3/4 * 8 + 1/4 *
+    4."""
     Q = torch.tensor([[[2 * math.log(3), 0, 0, 0]]])
     K = torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
     V = torch.tensor([[[8.0, 0, 0, 0], [4.0, 0, 0, 0]]])
-    assert_is(attention(Q, K, V), [[[7.0, 0, 0, 0]]], "3/4 of 8 and 1/4 of 4 make 7; is the 1/sqrt(d_q) there?")
+    assert_is(attention(Q, K, V), [[[7.0, 0, 0, 0]]],
+              "3/4 of 8 and 1/4 of 4 make 7; is the 1/sqrt(d_q) there?")
 
 
 def test_eq2_cross_attention_adds_eta_times_attention():
@@ -94,7 +96,8 @@ def test_eq2_cross_attention_adds_eta_times_attention():
     for b in range(2):
         pixels = [h[b, :, y, x].tolist() for y in range(2) for x in range(3)]  # flattened row by row
         tokens = w[b].tolist()
-        A = loops_eq1(matrix(pixels, block.to_query), matrix(tokens, block.to_key), matrix(tokens, block.to_value))
+        A = loops_eq1(matrix(pixels, block.to_query),
+                      matrix(tokens, block.to_key), matrix(tokens, block.to_value))
         for y in range(2):
             for x in range(3):
                 for c in range(4):
@@ -105,7 +108,8 @@ def test_eq2_cross_attention_adds_eta_times_attention():
 def test_eq2_a_closed_gate_leaves_h_exactly_as_it_is():
     """(Eq. 2) "a trainable gating parameter initialized at 0": a fresh block returns h, bit for bit."""
     h = torch.randn(2, 4, 2, 3)
-    assert torch.equal(CrossAttention(4, 5)(h, torch.randn(2, 3, 5)), h), "eta starts at 0, the output must be h"
+    assert torch.equal(CrossAttention(4, 5)(h, torch.randn(2, 3, 5)), h), (
+        "eta starts at 0, the output must be h")
 
 
 def test_every_gate_of_a_new_generator_is_0():
@@ -115,7 +119,8 @@ def test_every_gate_of_a_new_generator_is_0():
 
 
 def test_the_noise_mapping_is_a_three_layer_mlp():
-    """Sec. 3.2: "w = MLP(z), three-layer", n_k tokens of d_w numbers. By hand: linear, LeakyReLU, twice, linear."""
+    """Sec. 3.2: "w = MLP(z), three-layer", n_k tokens of d_w numbers. By hand: linear, LeakyReLU, twice,
+    linear."""
     torch.manual_seed(0)
     mapping, z = NoiseMapping(z_dim=6, hidden=8, tokens=3, width=5), noise()
     layers = [m for m in mapping.modules() if isinstance(m, nn.Linear)]
@@ -128,7 +133,8 @@ def test_the_noise_mapping_is_a_three_layer_mlp():
 
 
 def test_self_attention_is_residual_and_gated():
-    """Sec. 3.2, "a residual self-attention block": h + eta' SA(h), every pixel asking every pixel of its image."""
+    """Sec. 3.2, "a residual self-attention block": h + eta' SA(h), every pixel asking every pixel of its
+    image."""
     torch.manual_seed(0)
     block, h = SelfAttention(channels=4), torch.randn(2, 4, 2, 3)
     assert torch.equal(block(h), h), "its gate starts at 0, a fresh block must return h"
@@ -146,17 +152,20 @@ def test_self_attention_is_residual_and_gated():
 
 
 def test_a_label_block_is_convolution_norm_gelu_attention_pointwise():
-    """Sec. 3.2: "convolution with downsampling followed by batch norm, GELU, attention modules, and a pointwise
-    convolution". GELU by hand: x times the normal distribution's share below x."""
+    """Sec. 3.2: "a single convolution layer with downsampling followed by batch norm, GELU activation,
+    attention modules, and a pointwise convolution layer". GELU by hand: x times the normal share below x."""
     torch.manual_seed(0)
-    block = LabelBlock(in_channels=3, out_channels=4, stride=2, noise_width=5).eval()
+    block = LabelBlock(in_channels=3, out_channels=4, stride=2, padding="zeros", noise_width=5).eval()
     nn.init.constant_(block.cross_attention.eta, 0.7), nn.init.constant_(block.self_attention.eta, 0.4)
     x, w = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 5)
-    h = F.conv2d(x, block.conv.weight, block.conv.bias, stride=2, padding=1) / math.sqrt(1 + 1e-5)  # fresh batch norm
+    h = F.conv2d(x, block.conv.weight, block.conv.bias, stride=2, padding=1)
+    h = h / math.sqrt(1 + 1e-5)  # a fresh batch norm: mean 0, variance 1
     h = h * (1 + torch.erf(h / math.sqrt(2))) / 2
     h = block.self_attention(block.cross_attention(h, w))
-    expected = torch.einsum("oc,bchw->bohw", block.out.weight[:, :, 0, 0], h) + block.out.bias.view(1, 4, 1, 1)
-    assert_is(block(x, w).detach(), expected.detach(), "the label block does something else, or in another order")
+    expected = torch.einsum("oc,bchw->bohw", block.out.weight[:, :, 0, 0], h)
+    expected = expected + block.out.bias.view(1, 4, 1, 1)
+    assert_is(block(x, w).detach(), expected.detach(),
+              "the label block does something else, or in another order")
 
 
 # ------------------------------------------------------------------------------------ parameters, by hand
@@ -184,7 +193,8 @@ POINTWISE = 64*64 + 64
 
 
 def label_convolutions(inputs):
-    """Table 6: 3x3 convolution and batch norm (scale, shift), inputs -> 32 -> 64, then 64 -> 64 five times."""
+    """Table 6: 3x3 convolution and batch norm (scale, shift), inputs -> 32 -> 64, then 64 -> 64 five
+    times."""
     return (3*3*inputs*32 + 32 + 2*32) + (3*3*32*64 + 64 + 2*64) + 5 * (3*3*64*64 + 64 + 2*64)
 
 
@@ -196,19 +206,22 @@ def first(inputs):
 @pytest.mark.parametrize("dataset, classes, offset_channels, total", [
     ("ade20k", 151, 0, 70_476_299), ("cityscapes", 35, 2, 69_392_843), ("coco_stuff", 183, 2, 70_799_435)])
 def test_parameters_of_every_part_at_full_size(dataset, classes, offset_channels, total):
-    """Six scales, each with its pointwise convolution; the four at stride 4 and more (64x64 and lower) attend."""
+    """Six scales, each with its pointwise convolution; the four at stride 4 and more (64x64 and lower)
+    attend."""
     inputs = classes + offset_channels
     by_hand = {"noise_mapping": NOISE_MLP,
                "label_pyramid": label_convolutions(inputs) + 6 * POINTWISE + 4 * ATTENTION,
                "first": first(inputs), "blocks": IMAGE_PYRAMID, "to_image": TO_IMAGE}
     with torch.device("meta"):  # shapes without numbers: nothing is drawn
         G = Generator(classes, offset_channels)
-    assert parameters_by_part(G) == by_hand, f"{dataset}: a part differs from the layer tables (right: by hand)"
+    assert parameters_by_part(G) == by_hand, (
+        f"{dataset}: a part differs from the layer tables (right: by hand)")
     assert sum(p.numel() for p in G.parameters()) == total, f"{dataset}: {total:,} parameters were expected"
 
 
 def test_the_same_layers_give_dp_gans_published_69_5_million():
-    """DP-GAN, Table 5: 69.5 M at 35 classes. Its noise is 64 channels beside the classes, it has no attention."""
+    """DP-GAN, Table 5: 69.5 M at 35 classes. Its noise is 64 channels beside the classes, it has no
+    attention."""
     dp_gan = label_convolutions(35 + 64) + first(35 + 64) + IMAGE_PYRAMID + TO_IMAGE
     with torch.device("meta"):
         ours = sum(p.numel() for p in Generator(35).parameters())
@@ -244,12 +257,31 @@ def test_the_image_is_within_minus_1_and_1():
     assert image.abs().max() > 0.99, "large features should come close to -1 or 1"
 
 
+@pytest.mark.parametrize("padding, frames", [("zeros", True), ("reflect", False)])
+def test_reflected_borders_draw_no_frame(padding, frames):
+    """One class everywhere: with reflected borders every pixel sees the same, so that the picture is uniform;
+    zeros around it make a border that can be seen."""
+    image = tiny_generator(cross=0.7, own=0.7, padding=padding)(torch.ones(1, 64, 64, dtype=torch.long), noise(0, 1))
+    spread = (image - image[:, :, 32:33, 32:33]).abs().max().item()
+    assert (spread > 1e-3) == frames, f"padding={padding}: pixels differ from the middle one by up to {spread:.1e}"
+
+
 def test_features_are_what_the_last_convolution_sees():
     """G^f of Eq. 6, "the feature output of the generator before the final convolution"."""
     G = tiny_generator()
     image, features = G(label_maps(), noise(), return_features=True)
-    assert features.shape == (2, 4, 64, 64), f"G^f has the last width's 4 channels, got {tuple(features.shape)}"
+    assert features.shape == (2, 4, 64, 64), (
+        f"G^f has the last width's 4 channels, got {tuple(features.shape)}")
     assert torch.equal(torch.tanh(G.to_image(features)), image), "tanh(conv(G^f)) is not the image"
+
+
+def test_features_are_the_last_block_through_leaky_relu():
+    """The activation between the last SPADE block and the last convolution: slope 0.2 below zero."""
+    G, seen = tiny_generator(), []
+    G.blocks[-1].register_forward_hook(lambda _, args, output: seen.append(output))
+    _, features = G(label_maps(), noise(), return_features=True)
+    expected = torch.where(seen[0] > 0, seen[0], 0.2 * seen[0])
+    assert_is(features, expected, "G^f is not LeakyReLU(0.2) of the last block")
 
 
 def test_the_image_pyramid_starts_from_the_low_resolution_label_map():
@@ -274,7 +306,8 @@ def test_the_same_z_gives_the_same_picture():
     torch.manual_seed(1)
     once = G(label_maps(), noise(3))
     torch.manual_seed(2)
-    assert torch.equal(G(label_maps(), noise(3)), once), "two calls with one z differ: something else is random"
+    assert torch.equal(G(label_maps(), noise(3)), once), (
+        "two calls with one z differ: something else is random")
 
 
 def test_another_z_gives_another_picture():
@@ -283,13 +316,16 @@ def test_another_z_gives_another_picture():
     changed[1] = noise(4)[1]
     difference = (G(label_maps(), z) - G(label_maps(), changed)).abs().amax(dim=(1, 2, 3))
     assert difference[0] == 0, "image 0 kept its z and changed all the same"
-    assert difference[1] > 1e-3, f"image 1 got another z and changed by no more than {difference[1].item():.1e}"
+    assert difference[1] > 1e-3, (
+        f"image 1 got another z and changed by no more than {difference[1].item():.1e}")
 
 
 def test_closed_gates_leave_z_without_any_effect():
-    """(Eq. 2) "noise enters only through cross-attention": its gates at 0, the open self-attention carries none."""
+    """(Eq. 2) "noise enters only through cross-attention": its gates at 0, the open self-attention carries
+    none."""
     G = tiny_generator(cross=0.0, own=0.7)
-    assert torch.equal(G(label_maps(), noise(3)), G(label_maps(), noise(4))), "z has another way in than Eq. 2"
+    assert torch.equal(G(label_maps(), noise(3)), G(label_maps(), noise(4))), (
+        "z has another way in than Eq. 2")
 
 
 def test_attention_only_at_64x64_and_lower():
@@ -368,9 +404,36 @@ def test_spade_is_dp_gans_formula():
         for b in range(2):
             for i in range(2):
                 for j in range(3):
-                    gamma, beta = convolution(b, c, i, j), convolution(b, 3 + c, i, j)  # outputs: gammas, betas
+                    gamma, beta = convolution(b, c, i, j), convolution(b, 3 + c, i, j)
                     expected[b, c, i, j] = (1 + gamma) * (x[b, c, i, j].item() - mu) / sigma + beta
-    assert_is(block.train()(x, condition).detach(), expected, "SPADE is not (1 + gamma) (x - mu) / sigma + beta")
+    assert_is(block.train()(x, condition).detach(), expected,
+              "SPADE is not (1 + gamma) (x - mu) / sigma + beta")
+
+
+@pytest.mark.parametrize("in_channels, out_channels", [(4, 4), (4, 3)])
+def test_a_spade_block_is_residual(in_channels, out_channels):
+    """DP-GAN's block: SPADE, LeakyReLU(0.2), 3x3, twice, beside a shortcut. The shortcut has no activation,
+    and a SPADE and a 1x1 convolution of its own only where the width changes."""
+    torch.manual_seed(0)
+    block = SPADEBlock(in_channels, out_channels, condition_channels=2, padding="zeros").eval()
+    x, condition = torch.randn(2, in_channels, 4, 4), torch.randn(2, 2, 4, 4)
+    y = block.spade_0(x, condition)
+    y = block.spade_1(block.conv_0(torch.where(y > 0, y, 0.2 * y)), condition)
+    y = block.conv_1(torch.where(y > 0, y, 0.2 * y))
+    shortcut = x if in_channels == out_channels else block.conv_s(block.spade_s(x, condition))
+    assert_is(block(x, condition).detach(), (shortcut + y).detach(), "shortcut + residual path was expected")
+
+
+def test_the_image_pyramid_grows_by_nearest_neighbours():
+    """Each block after the first sees the one before it, every pixel as a square of 2x2."""
+    G, outputs, inputs = tiny_generator(), [], []
+    for block in G.blocks:
+        block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        block.register_forward_hook(lambda _, args, output: outputs.append(output))
+    G(label_maps(), noise())
+    for i in range(1, 6):
+        expected = outputs[i - 1].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        assert torch.equal(inputs[i], expected), f"block {i + 1} does not see block {i}, doubled"
 
 
 def conditions(G):
@@ -390,23 +453,27 @@ def test_every_spade_block_is_conditioned_on_its_map_and_the_lowest_one():
     for condition, h_i in zip(seen, reversed(maps)):
         side = h_i.shape[2]
         resized = F.interpolate(maps[-1], size=(side, side), mode="bilinear", align_corners=False)
-        assert_is(condition, torch.cat([h_i, resized], dim=1), f"{side}x{side}: the condition is not [h_i, h_L resized]")
+        assert_is(condition, torch.cat([h_i, resized], dim=1),
+                  f"{side}x{side}: the condition is not [h_i, h_L resized]")
 
 
 def test_the_lowest_map_conditions_every_scale():
-    """Sec. 3.2: change h_L alone, and the second half of every condition changes, the first only at its own scale."""
+    """Sec. 3.2: change h_L alone, and the second half of every condition changes, the first only at its own
+    scale."""
     G = tiny_generator()
     before, _ = conditions(G)
     G.label_pyramid.blocks[-1].register_forward_hook(lambda _, args, h_L: h_L + 1)
     after, _ = conditions(G)
     for i, (old, new) in enumerate(zip(before, after)):
         side = new.shape[2]
-        assert torch.equal(old[:, :4], new[:, :4]) == (i > 0), f"{side}x{side}: h_i itself comes from the wrong scale"
+        same = torch.equal(old[:, :4], new[:, :4])
+        assert same == (i > 0), f"{side}x{side}: the first half is not this scale's own map"
         assert_is(new[:, 4:], old[:, 4:] + 1, f"{side}x{side}: h_L does not reach this scale")
 
 
 def test_spectral_norm_on_the_block_convolutions_only():
-    """DP-GAN: conv_0, conv_1 and the shortcut have spectral norm 1; SPADE's own, the first and the last do not."""
+    """DP-GAN: conv_0, conv_1 and the shortcut have spectral norm 1; SPADE's own, the first and the last do
+    not."""
     G = tiny_generator()
     for name, module in G.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -415,13 +482,15 @@ def test_spectral_norm_on_the_block_convolutions_only():
             assert normed == wanted, f"{name} is {'' if normed else 'not '}spectrally normalised"
             if normed:
                 sigma = torch.linalg.matrix_norm(module.weight.flatten(1), 2).item()
-                assert abs(sigma - 1) < 0.1, f"the largest singular value of {name} is {sigma:.3f}, expected 1"
+                assert abs(sigma - 1) < 0.1, (
+                    f"the largest singular value of {name} is {sigma:.3f}, expected 1")
 
 
 # ----------------------------------------------------------------------------------------- the whole network
 
 def test_gradient_reaches_every_parameter():
-    """Open gates, eval mode: with batch statistics, a bias in front of a batch norm has no effect, rightly."""
+    """Open gates, eval mode: with batch statistics, a bias in front of a batch norm has no effect,
+    rightly."""
     G = tiny_generator(offset_channels=2, cross=0.7, own=0.7)
     random = torch.Generator().manual_seed(0)
     offsets, weights = (torch.rand(2, n, 64, 64, generator=random) for n in (2, 3))
@@ -431,7 +500,8 @@ def test_gradient_reaches_every_parameter():
 
 
 def test_the_gates_learn_from_the_first_step():
-    """(Eq. 2) At eta = 0 the noise has no effect, but eta itself has a gradient: training can open the gate."""
+    """(Eq. 2) At eta = 0 the noise has no effect, but eta itself has a gradient: training can open the
+    gate."""
     G = tiny_generator()
     (G(label_maps(), noise()) ** 2).sum().backward()
     stuck = [name for name, p in G.named_parameters() if name.endswith("eta") and not p.grad.any()]
@@ -447,4 +517,5 @@ def test_in_eval_mode_a_batch_is_its_images_one_by_one():
     label_map, z = label_maps(4), noise(9, 4)
     with torch.no_grad():
         together, single = G(label_map, z), [G(label_map[i:i + 1], z[i:i + 1]) for i in range(4)]
-    assert_is(together, torch.cat(single), "an image depends on its neighbours in the batch", atol=1e-5, rtol=0)
+    assert_is(together, torch.cat(single),
+              "an image depends on its neighbours in the batch", atol=1e-5, rtol=0)

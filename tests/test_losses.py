@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 
 from losses import (VGG_TAPS, ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
-                    diversity_loss, draw_positions, generator_loss, info_nce, objective)
+                    diversity_loss, draw_positions, focal_log, generator_loss, info_nce, objective)
 
 B, C, H, W = 2, 3, 2, 3
 
@@ -70,10 +70,11 @@ def test_eq3_discriminator_loss_is_the_papers_sum():
 
 
 def test_eq3_label_smoothing_spreads_epsilon_over_the_other_outputs():
-    """(Eq. 3) with targets 1 - epsilon: epsilon / C for each other output, weighted by the true label's alpha."""
+    """(Eq. 3) with targets 1 - epsilon: epsilon / C for each other output, weighted by the true label's
+    alpha."""
     case = random_case()
     assert_is(discriminator_loss(*case, gamma=2.0, smoothing=0.1), loops_eq3(*case, gamma=2.0, epsilon=0.1),
-              "label smoothing: each of the other C outputs gets epsilon / C, times the alpha of the true label")
+              "each of the other C outputs gets epsilon / C, times the alpha of the true label")
 
 
 def test_eq3_smoothing_is_one_sided():
@@ -82,7 +83,8 @@ def test_eq3_smoothing_is_one_sided():
     only_fake_counts = torch.zeros(C)  # alpha 0 removes the real term altogether
     losses = [discriminator_loss(torch.zeros_like(fake_logits), fake_logits, label_map, only_fake_counts,
                                  smoothing=epsilon) for epsilon in (0.0, 0.3)]
-    assert losses[0] == losses[1], "smoothing changed the loss of generated pixels; it belongs to the real ones"
+    assert losses[0] == losses[1], (
+        "smoothing changed the loss of generated pixels; it belongs to the real ones")
 
 
 def test_eq3_gamma_0_is_the_weighted_cross_entropy():
@@ -91,26 +93,30 @@ def test_eq3_gamma_0_is_the_weighted_cross_entropy():
     weight = torch.cat([alpha, torch.ones(1)])
     expected = (F.cross_entropy(real_logits, label_map, weight, reduction="sum")
                 + F.cross_entropy(fake_logits, torch.full_like(label_map, C), reduction="sum")) / B
-    assert_is(discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=0.0, smoothing=0.0), expected,
-              "with gamma 0, Eq. 3 must be OASIS's weighted cross-entropy")
+    L_D = discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=0.0, smoothing=0.0)
+    assert_is(L_D, expected, "with gamma 0, Eq. 3 must be OASIS's weighted cross-entropy")
 
 
 def test_eq3_a_clueless_discriminator_pays_a_number_known_by_hand():
-    """(Eq. 3) All logits 0: p = 1/4 everywhere, so each pixel costs (3/4)^2 ln 4, real and generated alike."""
+    """(Eq. 3) All logits 0: p = 1/4 everywhere, so each pixel costs (3/4)^2 ln 4, real and generated
+    alike."""
     logits = torch.zeros(B, C + 1, H, W)
-    L_D = discriminator_loss(logits, logits, torch.zeros(B, H, W, dtype=torch.long), torch.ones(C), smoothing=0.0)
+    label_map = torch.zeros(B, H, W, dtype=torch.long)
+    L_D = discriminator_loss(logits, logits, label_map, torch.ones(C), smoothing=0.0)
     assert_is(L_D, 2 * (H * W) * 0.5625 * math.log(4), "12 pixels of (3/4)^2 ln 4 = 9.357 were expected")
 
 
 def test_eq3_fake_is_the_last_logit():
-    """(Eq. 3) "the label index C + 1 is used for the fake class": index C from zero. OASIS's code has index 0."""
+    """(Eq. 3) "the label index C + 1 is used for the fake class": index C from zero. OASIS's code has index
+    0."""
     real_logits, _, label_map, alpha = random_case()
     losses = []
     for k in range(C + 1):
         sure_of_k = torch.zeros(B, C + 1, H, W)
         sure_of_k[:, k] = 20.0
         losses.append(discriminator_loss(real_logits, sure_of_k, label_map, alpha).item())
-    assert losses.index(min(losses)) == C, f"calling generated pixels k costs {losses}: the last must be cheapest"
+    assert losses.index(min(losses)) == C, (
+        f"calling generated pixels k costs {losses}: the last must be cheapest")
 
 
 def test_eq3_a_perfect_discriminator_pays_nothing():
@@ -145,7 +151,8 @@ def test_eq4_generator_loss_is_the_papers_sum():
                 for c in range(C):
                     t_ic = 1 if label_map[b, y, x].item() == c else 0
                     L_G -= alpha[c].item() * t_ic * focal(probability(fake_logits, b, c, y, x), 2.0)
-    assert_is(generator_loss(fake_logits, label_map, alpha, gamma=2.0), L_G / B, "L_G is not the sum of Eq. 4")
+    assert_is(generator_loss(fake_logits, label_map, alpha, gamma=2.0), L_G / B,
+              "L_G is not the sum of Eq. 4")
 
 
 def test_eq4_unknown_pixels_do_not_train_the_generator():
@@ -154,7 +161,8 @@ def test_eq4_unknown_pixels_do_not_train_the_generator():
     fake_logits.requires_grad_()
     generator_loss(fake_logits, label_map, torch.tensor([0.0, 1.0, 1.0])).backward()
     moved = fake_logits.grad.abs().sum(dim=1) > 0
-    assert torch.equal(moved, label_map != 0), "the gradient must be zero at pixels of class 0, and only there"
+    assert torch.equal(moved, label_map != 0), (
+        "the gradient must be zero at pixels of class 0, and only there")
 
 
 @pytest.mark.parametrize("loss", [discriminator_loss, generator_loss])
@@ -181,7 +189,8 @@ def test_eq3_eq4_stay_finite_when_the_right_class_is_hopeless(gamma, gap):
     loss = generator_loss(logits, torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1), gamma)
     loss.backward()
     assert_is(loss.detach(), gap, "(1 - p)^gamma is 1 here, so that the loss is -log p")
-    assert_is(logits.grad.flatten(), [-1.0, 1.0], "the gradient must not vanish where the answer is most wrong")
+    assert_is(logits.grad.flatten(), [-1.0, 1.0],
+              "the gradient must not vanish where the answer is most wrong")
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -191,11 +200,13 @@ def test_eq3_values_and_gradients_are_finite_at_p_0_and_at_p_1(gamma, gap):
     signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])                             # (pixel, output)
     real_logits = (gap * signs).T.reshape(1, 2, 1, 2).clone().requires_grad_()   # class 0 or "fake"
     fake_logits = (gap * signs).T.reshape(1, 2, 1, 2).clone().requires_grad_()
-    loss = discriminator_loss(real_logits, fake_logits, torch.zeros(1, 1, 2, dtype=torch.long), torch.ones(1), gamma)
+    label_map = torch.zeros(1, 1, 2, dtype=torch.long)
+    loss = discriminator_loss(real_logits, fake_logits, label_map, torch.ones(1), gamma)
     loss.backward()
     assert loss.isfinite(), f"the loss is {loss.item()} at logits {gap} apart"
     for name, logits in (("real", real_logits), ("fake", fake_logits)):
-        assert logits.grad.isfinite().all(), f"gradient of the {name} logits: {logits.grad.flatten().tolist()}"
+        assert logits.grad.isfinite().all(), (
+            f"gradient of the {name} logits: {logits.grad.flatten().tolist()}")
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -208,13 +219,23 @@ def test_eq4_a_certain_answer_costs_nothing_and_teaches_nothing(gamma):
     assert_is(logits.grad, torch.zeros(1, 2, 1, 1), "its gradient must be 0", atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_eq3_focal_factor_is_exact_near_p_1(gamma):
+    """(Eq. 3) log p = -1e-9: 1 - p is 1e-9, though p itself is 1 in float32, and 1 - 1 would be 0."""
+    log_p = torch.tensor([-1e-9])
+    assert_is(focal_log(log_p, gamma), [1e-9 ** gamma * -1e-9],
+              "(1 - p)^gamma log p for a nearly certain answer",
+              rtol=1e-4, atol=0)
+
+
 def test_every_loss_is_float32_under_autocast():
     """bfloat16 keeps 8 bits: the losses must come out as without autocast, to float32's precision."""
     real_logits, fake_logits, label_map, alpha = random_case()
     random = torch.Generator().manual_seed(1)
     v, v_pos, v_neg = (F.normalize(torch.randn(2, n, 8, generator=random), dim=2) for n in (4, 4, 5))
     left_out = torch.eye(4, 5, dtype=torch.bool)
-    f_1, f_2, z_1, z_2 = (torch.randn(*s, generator=random) for s in ((2, 3, 2, 3), (2, 3, 2, 3), (2, 4), (2, 4)))
+    f_1, f_2 = torch.randn(2, 2, 3, 2, 3, generator=random)
+    z_1, z_2 = torch.randn(2, 2, 4, generator=random)
     losses = {"Eq. 3": lambda: discriminator_loss(real_logits, fake_logits, label_map, alpha),
               "Eq. 4": lambda: generator_loss(fake_logits, label_map, alpha),
               "Eq. 5": lambda: info_nce(v, v_pos, v_neg, left_out),
@@ -228,12 +249,14 @@ def test_every_loss_is_float32_under_autocast():
 
 @pytest.mark.parametrize("loss", [discriminator_loss, generator_loss])
 def test_bfloat16_logits_are_computed_with_in_float32(loss):
-    """Networks under autocast return bfloat16; the softmax and the power are taken in float32 all the same."""
+    """Networks under autocast return bfloat16; the softmax and the power are taken in float32 all the
+    same."""
     *logits, label_map, alpha = random_case()
     logits = [l.bfloat16() for l in (logits[-1:] if loss is generator_loss else logits)]
     value = loss(*logits, label_map, alpha)
     assert value.dtype == torch.float32, f"the loss of bfloat16 logits is {value.dtype}"
-    assert_is(value, loss(*(l.float() for l in logits), label_map, alpha), "precision was lost", rtol=1e-6, atol=0)
+    expected = loss(*(l.float() for l in logits), label_map, alpha)
+    assert_is(value, expected, "precision was lost", rtol=1e-6, atol=0)
 
 
 # ------------------------------------------------------------------------------------------ class weights
@@ -241,7 +264,8 @@ def test_bfloat16_logits_are_computed_with_in_float32(loss):
 def test_class_weights_four_classes_one_pixel_each():
     """B*H*W / (K n_c) by hand: 4 pixels, K = 3 known classes of one pixel each; class 0 is unknown."""
     alpha = class_weights(torch.tensor([1, 1, 1, 1]), unknown=0)
-    assert_is(alpha, [0, 4 / 3, 4 / 3, 4 / 3], "4 pixels / (3 known classes x 1 pixel) = 4/3, and 0 for the unknown")
+    assert_is(alpha, [0, 4 / 3, 4 / 3, 4 / 3],
+              "4 pixels / (3 known classes x 1 pixel) = 4/3, and 0 for the unknown")
 
 
 def test_class_weights_by_loops():
@@ -264,12 +288,14 @@ def test_class_weights_unknown_pixels_still_count_among_the_pixels():
 
 def test_class_weights_absent_class_gets_0_and_does_not_count_in_K():
     """n = (4, 0, 8): 12 / (2 * 4), 0 and 12 / (2 * 8)."""
-    assert_is(class_weights(torch.tensor([4, 0, 8])), [1.5, 0, 0.75], "K counts the classes present, two of them")
+    assert_is(class_weights(torch.tensor([4, 0, 8])), [1.5, 0, 0.75],
+              "K counts the classes present, two of them")
 
 
 def test_class_weights_of_a_batch_of_unknown_pixels_are_zeros():
     """K = 0: nothing to learn from these labels, and no division by zero."""
-    assert_is(class_weights(torch.tensor([9, 0, 0]), unknown=0), [0, 0, 0], "zeros, not nan or inf, were expected")
+    assert_is(class_weights(torch.tensor([9, 0, 0]), unknown=0), [0, 0, 0],
+              "zeros, not nan or inf, were expected")
 
 
 # ------------------------------------------------------------------------------------- L_NCE, contrastive
@@ -278,7 +304,7 @@ def test_eq5_info_nce_is_the_papers_sum():
     """(Eq. 5) anchor by anchor; a vector that is left out of an anchor's negatives is not in its sum."""
     random, A, M, tau = torch.Generator().manual_seed(0), 3, 4, 0.3
     v, v_pos, v_neg = (F.normalize(torch.randn(B, n, 5, generator=random), dim=2) for n in (A, A, M))
-    left_out = torch.tensor([[False, True, False, False], [True, False, False, False], [False, False, False, True]])
+    left_out = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
     total = 0.0
     for b in range(B):
         for a in range(A):
@@ -286,7 +312,8 @@ def test_eq5_info_nce_is_the_papers_sum():
             positive = math.exp(dot(v_pos[b, a]) / tau)
             negatives = sum(math.exp(dot(v_neg[b, n]) / tau) for n in range(M) if not left_out[a, n])
             total += -math.log(positive / (positive + negatives))
-    assert_is(info_nce(v, v_pos, v_neg, left_out, tau), total / B, "L_NCE is not Eq. 5, summed over the anchors")
+    assert_is(info_nce(v, v_pos, v_neg, left_out, tau), total / B,
+              "L_NCE is not Eq. 5, summed over the anchors")
 
 
 def test_eq5_indistinguishable_patches_cost_log_of_their_number():
@@ -305,7 +332,8 @@ def test_eq5_small_tau_does_not_overflow():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_eq5_every_anchor_has_exactly_n_negatives(seed):
-    """(Eq. 5) "we sample N non-matching features": N for each anchor, whether or not its position was drawn."""
+    """(Eq. 5) "we sample N non-matching features": N for each anchor, whether or not its position was
+    drawn."""
     _, _, left_out = draw_positions(20, anchors=8, negatives=5, generator=torch.Generator().manual_seed(seed))
     counts = (~left_out).sum(dim=1).tolist()
     assert counts == [5] * 8, f"the 8 anchors have {counts} negatives, 5 each were asked for"
@@ -323,9 +351,10 @@ def test_eq5_no_anchor_is_its_own_negative(seed):
 
 def test_eq5_a_small_map_has_fewer_anchors_and_negatives():
     """(Eq. 5) 4 positions: 4 anchors, and the 3 others as negatives of each."""
-    anchor, _, left_out = draw_positions(4, anchors=256, negatives=128, generator=torch.Generator().manual_seed(0))
+    anchor, _, left_out = draw_positions(4, 256, 128, torch.Generator().manual_seed(0))
     assert sorted(anchor.tolist()) == [0, 1, 2, 3], "every position of a map of 4 should be an anchor, once"
-    assert (~left_out).sum(dim=1).tolist() == [3, 3, 3, 3], "each anchor should have the other three as negatives"
+    assert (~left_out).sum(dim=1).tolist() == [3, 3, 3, 3], (
+        "each anchor should have the other three as negatives")
 
 
 def test_eq5_positions_come_from_the_generator_alone():
@@ -350,15 +379,17 @@ def two_pairs():
 
 
 def test_eq6_diversity_loss_is_the_papers_hinge():
-    """(Eq. 6) with L1 norms by loops. Here they are means, so that the paper's ratio is times d_z / (C_f H W)."""
+    """(Eq. 6) with L1 norms by loops. Here they are means, so that the paper's ratio is times d_z / (C_f H
+    W)."""
     features_1, features_2, z_1, z_2 = case = two_pairs()
     tau_div, hinges = 1.0, []
     for b in range(2):
-        apart = sum(abs(p - q) for p, q in zip(features_1[b].flatten().tolist(), features_2[b].flatten().tolist()))
-        z_apart = sum(abs(p - q) for p, q in zip(z_1[b].tolist(), z_2[b].tolist()))
+        apart = sum(abs(p - q) for p, q in zip(features_1[b].flatten(), features_2[b].flatten())).item()
+        z_apart = sum(abs(p - q) for p, q in zip(z_1[b], z_2[b])).item()
         hinges.append(max(0.0, tau_div - apart / z_apart * 4 / (3 * 2 * 3)))
     assert hinges[0] > 0 and hinges[1] == 0, "this test wants one pair on each side of the hinge"
-    assert_is(diversity_loss(*case, tau_div), sum(hinges) / 2, "L_Div is not the mean of Eq. 6 over the pairs")
+    assert_is(diversity_loss(*case, tau_div), sum(hinges) / 2,
+              "L_Div is not the mean of Eq. 6 over the pairs")
 
 
 def test_eq6_by_hand():
@@ -386,7 +417,7 @@ def test_eq6_the_gradient_pushes_features_apart():
     assert after > before, "the diversity loss pulls the two pictures together instead of apart"
 
 
-# ----------------------------------------------------------------------------------- the weighted sum (Sec. 3.3)
+# -------------------------------------------------------------------------------- the weighted sum (Sec. 3.3)
 
 def parts(reduction):
     """The terms for L_G = 12, L_NCE = 4 and 8 on two scales of 4 and 2 anchors, L_Div = 0.5, 4 pixels."""
@@ -410,7 +441,8 @@ def test_objective_without_contrastive_scales_still_gives_tensors(reduction):
     """lambda_C = 0: train.py passes no scales and asks each term for its gradient and value all the same."""
     terms = objective(torch.tensor(12.0), [], torch.tensor(0.5), 4, [], lambda_c=0.0, reduction=reduction)
     for name, term in terms.items():
-        assert isinstance(term, torch.Tensor), f"the term {name} is a {type(term).__name__}, expected a tensor"
+        assert isinstance(term, torch.Tensor), (
+            f"the term {name} is a {type(term).__name__}, expected a tensor")
 
 
 # ------------------------------------------------------------------------- VGG features and their projection
@@ -429,19 +461,22 @@ def pictures(seed):
 
 
 def nce(features, fake, real, seed=0):
-    return contrastive_loss(features, fake, real, torch.Generator().manual_seed(seed), anchors=16, negatives=8)
+    """Eq. 5 at each scale, and the number of anchors, for 16 anchors of 8 negatives."""
+    return contrastive_loss(features, fake, real, torch.Generator().manual_seed(seed), 16, 8)
 
 
 def test_contrastive_loss_prefers_the_right_picture(small_features):
     """Identical pictures match patch by patch; pictures of something else do not."""
-    same, other = (sum(nce(small_features, fake, pictures(1))[0]).item() for fake in (pictures(1), pictures(2)))
+    real = pictures(1)
+    same, other = (sum(nce(small_features, fake, real)[0]).item() for fake in (real, pictures(2)))
     assert same < other, f"identical pictures cost {same:.3f}, pictures of something else only {other:.3f}"
 
 
 def test_contrastive_loss_reports_the_anchors_of_each_scale(small_features):
     """32x32 pictures have maps of 8x8, 4x4 and 2x2: 16 anchors where there is room, and then all 4."""
     _, anchors = nce(small_features, pictures(2), pictures(1))
-    assert anchors == [16, 16, 4], f"16 anchors were asked for on maps of 64, 16 and 4 positions, got {anchors}"
+    assert anchors == [16, 16, 4], (
+        f"16 anchors were asked for on maps of 64, 16 and 4 positions, got {anchors}")
 
 
 @pytest.mark.parametrize("scale", [0, 1, 2])
@@ -484,7 +519,8 @@ def test_projected_vectors_have_length_1(small_features):
     maps = small_features(pictures(1))
     for scale, feature_map in enumerate(maps):
         v = small_features.project(scale, feature_map, torch.tensor([0, 3]))
-        assert v.shape == (2, 2, 8), f"scale {scale}: expected (B, positions, width) vectors, got {tuple(v.shape)}"
+        assert v.shape == (2, 2, 8), (
+            f"scale {scale}: expected (B, positions, width) vectors, got {tuple(v.shape)}")
         assert_is(v.norm(dim=2), torch.ones(2, 2), f"vectors of scale {scale} are not of length 1")
 
 
@@ -500,7 +536,8 @@ def test_projection_picks_the_positions_asked_for(small_features):
 
 def test_contrastive_features_keep_vgg_in_eval_mode(small_features):
     small_features.train()
-    assert not any(module.training for module in small_features.backbone.modules()), "VGG is frozen, train() or not"
+    assert not any(module.training for module in small_features.backbone.modules()), (
+        "VGG is frozen, train() or not")
     assert small_features.mlps.training, "the projections are trained and follow train()"
 
 
@@ -518,7 +555,8 @@ def test_vgg_taps_have_the_papers_strides_and_vgg19s_channels(full_features):
     for hook in hooks:
         hook.remove()
     assert seen == [(1, 256, 8, 16), (1, 512, 4, 8), (1, 512, 2, 4)], f"the taps have shapes {seen}"
-    assert [tuple(m.shape[2:]) for m in maps] == [(8, 16), (4, 8), (2, 4)], "the projected maps keep the strides"
+    assert [tuple(m.shape[2:]) for m in maps] == [(8, 16), (4, 8), (2, 4)], (
+        "the projected maps keep the strides")
 
 
 def test_vgg_taps_are_relu3_1_relu4_1_and_relu5_1(full_features):
@@ -533,7 +571,8 @@ def test_vgg_taps_are_relu3_1_relu4_1_and_relu5_1(full_features):
 def test_vgg_sees_imagenets_mean_and_standard_deviation(small_features):
     """A picture of value v in [-1, 1] reaches VGG as ((v + 1) / 2 - mean) / std."""
     seen = []
-    hook = small_features.backbone[0].register_forward_pre_hook(lambda _, args: seen.append(args[0][0, :, 0, 0]))
+    hook = small_features.backbone[0].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0][0, :, 0, 0]))
     small_features(torch.full((1, 3, 16, 16), 0.5))
     hook.remove()
     assert_is(seen[0], [(0.75 - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))],
@@ -552,7 +591,7 @@ def test_random_vgg_is_the_same_after_a_restart():
 
 
 def test_vgg_weights_come_from_a_file(tmp_path):
-    """A state dict as torchvision saves it for vgg19 ("features.0.weight", ...; the classifier is not needed).
+    """A state dict as torchvision saves it for vgg19: "features.0.weight", ...; the classifier is not used.
 
     Every tensor has one value of its own and, expanded, takes up no room on disk.
     """
