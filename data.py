@@ -22,6 +22,7 @@ import argparse
 import hashlib
 import os
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -449,16 +450,23 @@ class Folder:
         path = Path(path)
         if not (path / "classes.txt").is_file():
             raise InputError(f"{path}: no classes.txt there. --dataset folder expects\n{FOLDER_TREE}")
-        self.classes = tuple((path / "classes.txt").read_text(encoding="utf-8").split("\n"))
-        self.classes = tuple(name.strip() for name in self.classes if name.strip())
-        if not 0 < len(self.classes) <= 256:
-            raise InputError(f"{path / 'classes.txt'}: {len(self.classes)} class names, expected 1 to 256")
+        lines = (path / "classes.txt").read_text(encoding="utf-8-sig").rstrip().split("\n")
+        self.classes = tuple(name.strip() for name in lines)
+        if not all(self.classes) or len(self.classes) > 256:
+            raise InputError(f"{path / 'classes.txt'}: expected 1 to 256 lines with a class name each, found "
+                             f"{len(self.classes)} lines, {self.classes.count('')} of them empty")
         self.unknown = self.classes.index("unlabelled") if "unlabelled" in self.classes else None
         self.palette = default_palette(len(self.classes), self.unknown)
         self.image_size, self.seed = image_size, seed
 
-        files = {kind: {f.stem: f for f in sorted((path / kind / split).glob("*"))
-                        if f.suffix.lower() in IMAGE_ENDINGS} for kind in ("images", "labels", "instances")}
+        files = {}
+        for kind, endings in (("images", IMAGE_ENDINGS), ("labels", (".png",)), ("instances", (".png",))):
+            files[kind] = {}
+            for file in sorted((path / kind / split).glob("*")):
+                if file.suffix.lower() in endings:
+                    if file.stem in files[kind]:
+                        raise InputError(f"{file}: {files[kind][file.stem].name} has the same name; remove one of them")
+                    files[kind][file.stem] = file
         self.has_instances = (path / "instances").is_dir()
         if not files["images"]:
             raise InputError(f"{path / 'images' / split}: no pictures there. --dataset folder expects\n{FOLDER_TREE}")
@@ -479,7 +487,7 @@ class Folder:
             with Image.open(file) as image:
                 image.load()  # a truncated file fails here, not later
                 return image
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
 
     def _labels(self, index):
@@ -491,6 +499,9 @@ class Folder:
         image_file, label_file, instance_file = self.files[index]
         image, labels = self._open(image_file).convert("RGB"), self._labels(index)
         instances = self._open(instance_file) if self.has_instances else None
+        if instances is not None and len(instances.getbands()) > 1:
+            raise InputError(f"{instance_file}: an instance map must have one channel with ids, this one is "
+                             f"{instances.mode}; save it as an 8-bit or 16-bit greyscale PNG")
         for other, file in ((labels, label_file), (instances, instance_file)):
             if other is not None and other.size != image.size:
                 raise InputError(f"{file} is {other.size[0]}x{other.size[1]} but {image_file} is "
@@ -559,14 +570,16 @@ def class_presence(dataset, cache=None):
             saved = np.load(cache)
             if str(saved["key"]) == key:
                 return saved["presence"]
-        except (OSError, ValueError, KeyError):
-            pass  # half-written: read the label maps again
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # damaged: read the label maps again
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         presence = np.stack(list(tqdm(
             pool.map(dataset.presence, range(len(dataset))), total=len(dataset), leave=False,
             desc="reading label maps", disable=None)))
     if cache is not None:
-        np.savez(cache, key=key, presence=presence)
+        temporary = Path(f"{cache}.tmp.npz")
+        np.savez(temporary, key=key, presence=presence)
+        os.replace(temporary, cache)
     return presence
 
 
@@ -607,7 +620,7 @@ class RareClassBatches:
             for n in range(first, first + self.per_rank):
                 if n // N != epoch:
                     epoch = n // N
-                    order = np.random.default_rng((self.seed, epoch)).choice(N, size=N, p=self.p)
+                    order = np.random.default_rng((self.seed, epoch, N)).choice(N, size=N, p=self.p)
                 batch.append((int(order[n % N]), epoch, n % N))
             yield batch
 

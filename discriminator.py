@@ -62,16 +62,18 @@ class Backbone(nn.Module):
             torch.manual_seed(seed)  # "random" is the same network again after a restart
             model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
         if weights not in ("imagenet", "random"):
-            state = torch.load(weights, map_location="cpu", weights_only=True)
             try:  # a classifier's last layer is not used and may be of any size
+                state = torch.load(weights, map_location="cpu", weights_only=True)
                 missing, unexpected = model.load_state_dict(
                     {k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, strict=False)
                 missing = [k for k in missing if not k.startswith(CLASSIFIERS)]
                 if missing or unexpected:
-                    raise RuntimeError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
-            except (RuntimeError, TypeError, AttributeError) as error:
-                raise ValueError(f"{weights}: not a state dict of torchvision's {name}: "
-                                 f"{str(error).splitlines()[0]}") from None
+                    raise ValueError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
+            except OSError:  # not there
+                raise
+            except Exception as error:  # torch raises many kinds for a file that is something else
+                raise ValueError(f"{weights}: not a state dict of torchvision's {name} ({type(error).__name__}: "
+                                 f"{' '.join(str(error).split())[:160]})") from None
         # PAPER: "levels l = 1, ..., L", not which. / HERE: the raw output of all four stages.
         # WHY: "multi-scale feature representations"; these are the strides a UNet wants.
         if name.startswith("resnet"):

@@ -144,14 +144,16 @@ class ContrastiveFeatures(nn.Module):
                 if isinstance(layer, nn.Conv2d):
                     nn.init.kaiming_normal_(layer.weight, mode="fan_out")  # as torchvision's VGG starts
         if weights != "random":
-            state = (torchvision.models.VGG19_Weights.DEFAULT.get_state_dict() if weights == "imagenet" else
-                     torch.load(weights, map_location="cpu", weights_only=True))
             try:
+                state = (torchvision.models.VGG19_Weights.DEFAULT.get_state_dict() if weights == "imagenet"
+                         else torch.load(weights, map_location="cpu", weights_only=True))
                 vgg.load_state_dict({name.removeprefix("features."): tensor for name, tensor in state.items()
                                      if name.startswith("features.")})
-            except (RuntimeError, TypeError, AttributeError) as error:
-                raise ValueError(f"{weights}: not a state dict of torchvision's vgg19: "
-                                 f"{str(error).splitlines()[0]}") from None
+            except OSError:  # not there, or no network
+                raise
+            except Exception as error:  # torch raises many kinds for a file that is something else
+                raise ValueError(f"{weights}: not a state dict of torchvision's vgg19 ({type(error).__name__}: "
+                                 f"{' '.join(str(error).split())[:160]})") from None
         self.backbone = vgg[:VGG_TAPS[-1] + 1].requires_grad_(False).eval()
         tapped = [self.backbone[tap - 1].out_channels for tap in VGG_TAPS]
         # PAPER: "a convolution followed by a two-layer MLP". / HERE: width 256, ReLU between, length 1.
@@ -203,9 +205,11 @@ def contrastive_loss(features, fake, real, generator, anchors=256, negatives=128
     anchors a scale, at positions shared by the batch, real side detached. / WHY: CUT's habit; shared
     positions do not depend on how the batch is split over ranks.
     """
+    # TRAP: fake first. Under autocast torch 2.6 keeps the bf16 weights of the first pass, and those of a
+    # no_grad pass would lead no gradient back to the projections.
+    H_g, scales, counts = features(fake), [], []
     with torch.no_grad():
         H_x = features(real)
-    H_g, scales, counts = features(fake), [], []
     for scale, (h_g, h_x) in enumerate(zip(H_g, H_x)):
         anchor, candidate, left_out = (
             index.to(fake.device, non_blocking=True)

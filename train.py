@@ -16,7 +16,6 @@ import copy
 import errno
 import json
 import os
-import pickle
 import resource
 import signal
 import sys
@@ -388,12 +387,12 @@ def build_frozen(build, name, weights, flag):
     """build() a network around torchvision's `name`; an InputError with the remedy where its weights fail."""
     try:
         return build()
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         if weights == "imagenet":
             url = torchvision.models.get_model_weights(name).DEFAULT.url
             raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}); fetch {url} where there "
                              f"is a network and give it as {flag} FILE, or use {flag} random") from None
-        raise InputError(f"{flag} {weights}: {str(error).splitlines()[0]}; expected a file saved by torch.save with "
+        raise InputError(f"{flag} {weights}: {error}; expected a file saved by torch.save with "
                          f"the state dict of torchvision's {name}") from None
 
 

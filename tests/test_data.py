@@ -176,8 +176,8 @@ def test_toy_augmentation_is_a_flip_or_nothing():
 # ------------------------------------------------------------------------------------------ your own data
 
 def write_tree(folder, scenes, classes=("sky", "ground", "tree", "house"), split="train"):
-    """The generic layout, from {name: {"images": ..., "labels": ..., "instances": ...}}, arrays or PIL
-    images."""
+    """The generic layout, from {name: {"images": ..., "labels":
+    ..., "instances": ...}}, arrays or PIL images."""
     folder.mkdir(exist_ok=True)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     for name, planes in scenes.items():
@@ -284,8 +284,8 @@ def test_augmentation_differs_with_draw_epoch_and_seed(tmp_path):
 
 
 def test_picture_and_labels_are_cropped_and_flipped_together(tmp_path):
-    """The red of every pixel says what its label must be. Left out: pixels within 3 of a border between
-    labels."""
+    """The red of every pixel says what its label must be. Left
+    out: pixels within 3 of a border between labels."""
     dataset, flipped = Folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64)), 0
     plain = dataset[0]["label_map"].numpy().astype(float)
     for draw in range(20):

@@ -77,8 +77,8 @@ def test_eq1_attention_is_the_papers_formula():
 
 
 def test_eq1_by_hand():
-    """(Eq. 1) d_q = 4, scores 2 ln 3 / sqrt(4) = ln 3 and 0: the shares are 3/4 and 1/4, A = 3/4 * 8 + 1/4 *
-    4."""
+    """(Eq. 1) d_q = 4, scores 2 ln 3 / sqrt(4) = ln 3 and 0: the
+    shares are 3/4 and 1/4, A = 3/4 * 8 + 1/4 * 4."""
     Q = torch.tensor([[[2 * math.log(3), 0, 0, 0]]])
     K = torch.tensor([[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]])
     V = torch.tensor([[[8.0, 0, 0, 0], [4.0, 0, 0, 0]]])
@@ -119,8 +119,8 @@ def test_every_gate_of_a_new_generator_is_0():
 
 
 def test_the_noise_mapping_is_a_three_layer_mlp():
-    """Sec. 3.2: "w = MLP(z), three-layer", n_k tokens of d_w numbers. By hand: linear, LeakyReLU, twice,
-    linear."""
+    """Sec. 3.2: "w = MLP(z), three-layer", n_k tokens of d_w
+    numbers. By hand: linear, LeakyReLU, twice, linear."""
     torch.manual_seed(0)
     mapping, z = NoiseMapping(z_dim=6, hidden=8, tokens=3, width=5), noise()
     layers = [m for m in mapping.modules() if isinstance(m, nn.Linear)]
@@ -133,8 +133,8 @@ def test_the_noise_mapping_is_a_three_layer_mlp():
 
 
 def test_self_attention_is_residual_and_gated():
-    """Sec. 3.2, "a residual self-attention block": h + eta' SA(h), every pixel asking every pixel of its
-    image."""
+    """Sec. 3.2, "a residual self-attention block": h + eta' SA(h),
+    every pixel asking every pixel of its image."""
     torch.manual_seed(0)
     block, h = SelfAttention(channels=4), torch.randn(2, 4, 2, 3)
     assert torch.equal(block(h), h), "its gate starts at 0, a fresh block must return h"
@@ -193,8 +193,8 @@ POINTWISE = 64*64 + 64
 
 
 def label_convolutions(inputs):
-    """Table 6: 3x3 convolution and batch norm (scale, shift), inputs -> 32 -> 64, then 64 -> 64 five
-    times."""
+    """Table 6: 3x3 convolution and batch norm (scale, shift),
+    inputs -> 32 -> 64, then 64 -> 64 five times."""
     return (3*3*inputs*32 + 32 + 2*32) + (3*3*32*64 + 64 + 2*64) + 5 * (3*3*64*64 + 64 + 2*64)
 
 
@@ -206,8 +206,8 @@ def first(inputs):
 @pytest.mark.parametrize("dataset, classes, offset_channels, total", [
     ("ade20k", 151, 0, 70_476_299), ("cityscapes", 35, 2, 69_392_843), ("coco_stuff", 183, 2, 70_799_435)])
 def test_parameters_of_every_part_at_full_size(dataset, classes, offset_channels, total):
-    """Six scales, each with its pointwise convolution; the four at stride 4 and more (64x64 and lower)
-    attend."""
+    """Six scales, each with its pointwise convolution; the four at
+    stride 4 and more (64x64 and lower) attend."""
     inputs = classes + offset_channels
     by_hand = {"noise_mapping": NOISE_MLP,
                "label_pyramid": label_convolutions(inputs) + 6 * POINTWISE + 4 * ATTENTION,
@@ -220,8 +220,8 @@ def test_parameters_of_every_part_at_full_size(dataset, classes, offset_channels
 
 
 def test_the_same_layers_give_dp_gans_published_69_5_million():
-    """DP-GAN, Table 5: 69.5 M at 35 classes. Its noise is 64 channels beside the classes, it has no
-    attention."""
+    """DP-GAN, Table 5: 69.5 M at 35 classes. Its noise is 64
+    channels beside the classes, it has no attention."""
     dp_gan = label_convolutions(35 + 64) + first(35 + 64) + IMAGE_PYRAMID + TO_IMAGE
     with torch.device("meta"):
         ours = sum(p.numel() for p in Generator(35).parameters())
@@ -261,9 +261,10 @@ def test_the_image_is_within_minus_1_and_1():
 def test_reflected_borders_draw_no_frame(padding, frames):
     """One class everywhere: with reflected borders every pixel sees the same, so that the picture is uniform;
     zeros around it make a border that can be seen."""
-    image = tiny_generator(cross=0.7, own=0.7, padding=padding)(torch.ones(1, 64, 64, dtype=torch.long), noise(0, 1))
+    G = tiny_generator(cross=0.7, own=0.7, padding=padding)
+    image = G(torch.ones(1, 64, 64, dtype=torch.long), noise(0, 1))
     spread = (image - image[:, :, 32:33, 32:33]).abs().max().item()
-    assert (spread > 1e-3) == frames, f"padding={padding}: pixels differ from the middle one by up to {spread:.1e}"
+    assert (spread > 1e-3) == frames, f"{padding}: pixels differ from the middle one by up to {spread:.1e}"
 
 
 def test_features_are_what_the_last_convolution_sees():
@@ -321,8 +322,8 @@ def test_another_z_gives_another_picture():
 
 
 def test_closed_gates_leave_z_without_any_effect():
-    """(Eq. 2) "noise enters only through cross-attention": its gates at 0, the open self-attention carries
-    none."""
+    """(Eq. 2) "noise enters only through cross-attention": its
+    gates at 0, the open self-attention carries none."""
     G = tiny_generator(cross=0.0, own=0.7)
     assert torch.equal(G(label_maps(), noise(3)), G(label_maps(), noise(4))), (
         "z has another way in than Eq. 2")
@@ -458,8 +459,8 @@ def test_every_spade_block_is_conditioned_on_its_map_and_the_lowest_one():
 
 
 def test_the_lowest_map_conditions_every_scale():
-    """Sec. 3.2: change h_L alone, and the second half of every condition changes, the first only at its own
-    scale."""
+    """Sec. 3.2: change h_L alone, and the second half of every
+    condition changes, the first only at its own scale."""
     G = tiny_generator()
     before, _ = conditions(G)
     G.label_pyramid.blocks[-1].register_forward_hook(lambda _, args, h_L: h_L + 1)
@@ -472,8 +473,8 @@ def test_the_lowest_map_conditions_every_scale():
 
 
 def test_spectral_norm_on_the_block_convolutions_only():
-    """DP-GAN: conv_0, conv_1 and the shortcut have spectral norm 1; SPADE's own, the first and the last do
-    not."""
+    """DP-GAN: conv_0, conv_1 and the shortcut have spectral norm
+    1; SPADE's own, the first and the last do not."""
     G = tiny_generator()
     for name, module in G.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -489,8 +490,8 @@ def test_spectral_norm_on_the_block_convolutions_only():
 # ----------------------------------------------------------------------------------------- the whole network
 
 def test_gradient_reaches_every_parameter():
-    """Open gates, eval mode: with batch statistics, a bias in front of a batch norm has no effect,
-    rightly."""
+    """Open gates, eval mode: with batch statistics, a bias in
+    front of a batch norm has no effect, rightly."""
     G = tiny_generator(offset_channels=2, cross=0.7, own=0.7)
     random = torch.Generator().manual_seed(0)
     offsets, weights = (torch.rand(2, n, 64, 64, generator=random) for n in (2, 3))
@@ -500,8 +501,8 @@ def test_gradient_reaches_every_parameter():
 
 
 def test_the_gates_learn_from_the_first_step():
-    """(Eq. 2) At eta = 0 the noise has no effect, but eta itself has a gradient: training can open the
-    gate."""
+    """(Eq. 2) At eta = 0 the noise has no effect, but eta itself
+    has a gradient: training can open the gate."""
     G = tiny_generator()
     (G(label_maps(), noise()) ** 2).sum().backward()
     stuck = [name for name, p in G.named_parameters() if name.endswith("eta") and not p.grad.any()]

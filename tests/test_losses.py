@@ -70,8 +70,8 @@ def test_eq3_discriminator_loss_is_the_papers_sum():
 
 
 def test_eq3_label_smoothing_spreads_epsilon_over_the_other_outputs():
-    """(Eq. 3) with targets 1 - epsilon: epsilon / C for each other output, weighted by the true label's
-    alpha."""
+    """(Eq. 3) with targets 1 - epsilon: epsilon / C for each other
+    output, weighted by the true label's alpha."""
     case = random_case()
     assert_is(discriminator_loss(*case, gamma=2.0, smoothing=0.1), loops_eq3(*case, gamma=2.0, epsilon=0.1),
               "each of the other C outputs gets epsilon / C, times the alpha of the true label")
@@ -98,8 +98,8 @@ def test_eq3_gamma_0_is_the_weighted_cross_entropy():
 
 
 def test_eq3_a_clueless_discriminator_pays_a_number_known_by_hand():
-    """(Eq. 3) All logits 0: p = 1/4 everywhere, so each pixel costs (3/4)^2 ln 4, real and generated
-    alike."""
+    """(Eq. 3) All logits 0: p = 1/4 everywhere, so each pixel
+    costs (3/4)^2 ln 4, real and generated alike."""
     logits = torch.zeros(B, C + 1, H, W)
     label_map = torch.zeros(B, H, W, dtype=torch.long)
     L_D = discriminator_loss(logits, logits, label_map, torch.ones(C), smoothing=0.0)
@@ -107,8 +107,8 @@ def test_eq3_a_clueless_discriminator_pays_a_number_known_by_hand():
 
 
 def test_eq3_fake_is_the_last_logit():
-    """(Eq. 3) "the label index C + 1 is used for the fake class": index C from zero. OASIS's code has index
-    0."""
+    """(Eq. 3) "the label index C + 1 is used for the fake class":
+    index C from zero. OASIS's code has index 0."""
     real_logits, _, label_map, alpha = random_case()
     losses = []
     for k in range(C + 1):
@@ -249,8 +249,8 @@ def test_every_loss_is_float32_under_autocast():
 
 @pytest.mark.parametrize("loss", [discriminator_loss, generator_loss])
 def test_bfloat16_logits_are_computed_with_in_float32(loss):
-    """Networks under autocast return bfloat16; the softmax and the power are taken in float32 all the
-    same."""
+    """Networks under autocast return bfloat16; the softmax and
+    the power are taken in float32 all the same."""
     *logits, label_map, alpha = random_case()
     logits = [l.bfloat16() for l in (logits[-1:] if loss is generator_loss else logits)]
     value = loss(*logits, label_map, alpha)
@@ -332,8 +332,8 @@ def test_eq5_small_tau_does_not_overflow():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_eq5_every_anchor_has_exactly_n_negatives(seed):
-    """(Eq. 5) "we sample N non-matching features": N for each anchor, whether or not its position was
-    drawn."""
+    """(Eq. 5) "we sample N non-matching features": N for each
+    anchor, whether or not its position was drawn."""
     _, _, left_out = draw_positions(20, anchors=8, negatives=5, generator=torch.Generator().manual_seed(seed))
     counts = (~left_out).sum(dim=1).tolist()
     assert counts == [5] * 8, f"the 8 anchors have {counts} negatives, 5 each were asked for"
@@ -379,8 +379,8 @@ def two_pairs():
 
 
 def test_eq6_diversity_loss_is_the_papers_hinge():
-    """(Eq. 6) with L1 norms by loops. Here they are means, so that the paper's ratio is times d_z / (C_f H
-    W)."""
+    """(Eq. 6) with L1 norms by loops. Here they are means, so that
+    the paper's ratio is times d_z / (C_f H W)."""
     features_1, features_2, z_1, z_2 = case = two_pairs()
     tau_div, hinges = 1.0, []
     for b in range(2):
