@@ -62,7 +62,7 @@ TOY = dict(
     lr_decay_steps=[600, 1000], workers=1, log_every=20, picture_every=200, save_every=200, ema_every=0)
 TOY_NETWORKS = dict(
     PAPER_NETWORKS, widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8,
-    noise_width=32, padding="reflect", decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32,
+    noise_width=32, padding="reflect", decoder_widths=(128, 96, 64, 48, 24), full_resolution_width=16,
     vgg_width=0.25, projection_width=64)
 PRESETS = {"paper": (PAPER, PAPER_NETWORKS), "toy": (TOY, TOY_NETWORKS)}
 # What a dataset changes in the paper's preset: budgets as OASIS's, in steps of 64 images.

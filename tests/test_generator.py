@@ -5,7 +5,7 @@
 Oracles: the equations by plain Python loops on tiny tensors; parameter counts added up by hand from DP-GAN's
 Tables 6 and 8 and the paper's additions; properties that the paper states in words. No weights, no network.
 
-Most tests use a generator with all seven scales of the paper and 8 channels where the paper has 1024. Its
+Most tests use a generator with all six scales of the paper and 8 channels where the paper has 1024. Its
 gates eta start at 0, as they must, so tests about noise open them first.
 """
 import math

@@ -275,7 +275,7 @@ def test_the_run_folder_has_what_its_docstring_says(twenty):
 
 def test_frozen_networks_stay_as_they_were(twenty):
     """What is frozen is rebuilt on resume, and its fingerprint must be that of the start."""
-    D = train.Discriminator(11, "resnet18", "random", (128, 96, 64, 48, 32), 32, seed=0)
+    D = train.Discriminator(11, "resnet18", "random", (128, 96, 64, 48, 24), 16, seed=0)
     assert train.fingerprint(D) == pytest.approx(latest(twenty)["identity"]["frozen"][0])
 
 
