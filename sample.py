@@ -166,7 +166,9 @@ def main():
             frames[0].save(args.output_dir / f"{name}_mix.gif", save_all=True, append_images=frames[1:], duration=80, loop=0)
         if len(grid) < GRID_ROWS:
             grid.append(np.concatenate([coloured, *pictures], axis=1))
-    Image.fromarray(np.concatenate(grid)).save(args.output_dir / "grid.png")
+    zoom = max(1, round(128 / size[0]))  # small pictures are hard to look at
+    grid = Image.fromarray(np.concatenate(grid))
+    grid.resize((grid.width * zoom, grid.height * zoom), Image.NEAREST).save(args.output_dir / "grid.png")
     print(f"pictures: {args.output_dir}\ngrid:     {args.output_dir / 'grid.png'}")
 
 

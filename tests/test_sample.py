@@ -57,7 +57,7 @@ def test_one_picture_for_each_map_and_seed_and_a_grid(two_maps):
     names = sorted(f.name for f in two_maps.iterdir())
     assert names == ["grid.png"] + [f"val000{i}_{what}.png" for i in (0, 1) for what in
                                     ("labels", "seed000", "seed001", "seed002")]
-    assert pixels(two_maps / "grid.png").shape == (2 * 32, 4 * 32, 3)
+    assert pixels(two_maps / "grid.png").shape == (2 * 128, 4 * 128, 3), "32x32 is shown four times as large"
 
 
 def test_a_picture_depends_on_neither_batch_size_nor_order(checkpoint, two_maps, tmp_path):
