@@ -124,14 +124,15 @@ def test_metrics_of_unsaved_steps_are_dropped(tmp_path):
 def test_one_rank_equals_two(tmp_path):
     """Batch norm, class weights, sampling, noise, positions: all of the global batch, whatever the ranks.
 
-    Adam with beta_1 = 0 first moves every parameter by the learning rate times the sign of its gradient, also
-    where the gradient is rounding noise. Its eps is therefore raised in both runs, from 1e-8 to 1e-2, so that
-    noise stays noise; everything else is the training loop as it is.
+    Adam with beta_1 = 0 moves every parameter by about the learning rate times the sign of its gradient, also
+    where the gradient is rounding noise, and a GAN amplifies that within a few steps (two runs on one rank that
+    start 1e-6 apart do the same). Its eps is therefore 1 in both runs: steps in proportion to the gradients of
+    the loop as it is, so that what the ranks compute shows and rounding does not.
     """
     (tmp_path / "wide_eps.py").write_text(
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "import functools, torch, train\n"
-        "torch.optim.Adam = functools.partial(torch.optim.Adam, eps=1e-2)\n"
+        "torch.optim.Adam = functools.partial(torch.optim.Adam, eps=1.0)\n"
         "train.train(train.parse_options(sys.argv[1:]))\n")
     runs = []
     for ranks in (2, 1):
@@ -154,7 +155,7 @@ def test_one_rank_equals_two(tmp_path):
         apart = torch.cat([(one[name][k] - two[name][k]).flatten() for k in trained])
         print(f"{name}: moved by {moved.norm():.2e}, largest {moved.abs().max():.1e}; the two runs differ by "
               f"{apart.norm():.2e}, largest {apart.abs().max():.1e}")
-        assert apart.norm() < 0.05 * moved.norm() and apart.abs().max() < 1e-3, name
+        assert apart.norm() < 0.03 * moved.norm() and apart.abs().max() < 1e-5, name
 
 
 def sync_worker(rank, world, port, folder):
@@ -275,7 +276,7 @@ def test_the_run_folder_has_what_its_docstring_says(twenty):
 
 def test_frozen_networks_stay_as_they_were(twenty):
     """What is frozen is rebuilt on resume, and its fingerprint must be that of the start."""
-    D = train.Discriminator(11, "resnet18", "random", (128, 96, 64, 48, 24), 16, seed=0)
+    D = train.Discriminator(11, "resnet18", "random", (128, 96, 64, 48, 32), 32, seed=0)
     assert train.fingerprint(D) == pytest.approx(latest(twenty)["identity"]["frozen"][0])
 
 
