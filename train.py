@@ -56,9 +56,9 @@ PAPER_NETWORKS = dict(
     full_resolution_width=FULL_RESOLUTION_WIDTH, spectral=True, vgg_width=1.0, projection_width=256)
 # Found by measuring (RESULTS.md): the best pictures in about eight minutes on two CPU cores.
 TOY = dict(
-    PAPER, image_size="64", steps=1400, batch_size=8, backbone="resnet18", backbone_weights="self",
+    PAPER, image_size="64", steps=2000, batch_size=4, backbone="resnet18", backbone_weights="self",
     vgg_weights="random", anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0,
-    lr_decay_steps=[800, 1400], workers=1, log_every=10, picture_every=200, save_every=200, ema_every=0)
+    lr_decay_steps=[1200, 2000], workers=1, log_every=50, picture_every=200, save_every=200, ema_every=0)
 TOY_NETWORKS = dict(
     PAPER_NETWORKS, widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8,
     noise_width=32, padding="reflect", decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32,
