@@ -150,6 +150,9 @@ def parse_options(argv):
     group.add_argument("--ema-every", type=int, help="steps between the ema_*.pt that are kept; 0 = only at the end")
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
+    for name in ("steps", "batch_size", "log_every", "diversity_every", "anchors", "negatives"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
     args.lr_decay_steps = list(args.lr_decay_steps)
     return args
 
@@ -331,8 +334,9 @@ def draw_strip(columns, path):
 
 @torch.no_grad()
 def strip_columns(G, ema, D, dataset, device):
-    """The anatomy of training on the first validation samples: what goes in, what comes out, what D says."""
-    samples = [dataset[i] for i in range(min(STRIP_ROWS, len(dataset)))]
+    """The anatomy of training on validation samples: what goes in, what comes out, what D says."""
+    rows = min(STRIP_ROWS, len(dataset))
+    samples = [dataset[i * len(dataset) // rows] for i in range(rows)]  # spread: neighbours may be video frames
     real = torch.stack([s["image"] for s in samples]).to(device).float() / 127.5 - 1
     label_map = torch.stack([s["label_map"] for s in samples]).to(device).long()
     offsets = torch.stack([s["offsets"] for s in samples]).to(device) if dataset.has_instances else None

@@ -338,6 +338,7 @@ def test_learning_rate_decay_depends_on_the_step_alone():
     (["--backbone-weights", "nowhere.pth"], "--backbone-weights nowhere.pth: .*No such file"),
     (["--vgg-weights", "nowhere.pth"], "--vgg-weights nowhere.pth: .*No such file"),
     (["--preset", "huge"], "--preset huge is unknown"),
+    (["--log-every", "0"], "--log-every 0: expected 1 or more"),
 ])
 def test_bad_options_get_one_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
