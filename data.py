@@ -28,13 +28,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 DATASETS = ("toy", "folder", "ade20k", "cityscapes", "coco_stuff")
 TOY_SEED, TOY_TRAIN, TOY_VAL = 0, 2000, 200
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# PAPER: silent on augmentation. / HERE: resize to 286/256 of the size, random crop, flip.
+# PAPER: silent on augmentation. / HERE: resize (whatever the aspect) to 286/256 of the size, random crop, flip.
 # WHY: OASIS's protocol, which its released code does not follow by accident (one shared option).
 RESIZE = 286 / 256
 FOLDER_TREE = """\
@@ -450,12 +450,16 @@ class Folder:
         path = Path(path)
         if not (path / "classes.txt").is_file():
             raise InputError(f"{path}: no classes.txt there. --dataset folder expects\n{FOLDER_TREE}")
-        lines = (path / "classes.txt").read_text(encoding="utf-8-sig").rstrip().split("\n")
+        try:
+            lines = (path / "classes.txt").read_text(encoding="utf-8-sig").rstrip().split("\n")
+        except UnicodeDecodeError:
+            raise InputError(f"{path / 'classes.txt'}: not UTF-8 text; save it as UTF-8") from None
         self.classes = tuple(name.strip() for name in lines)
         if not all(self.classes) or len(self.classes) > 256:
             raise InputError(f"{path / 'classes.txt'}: expected 1 to 256 lines with a class name each, found "
                              f"{len(self.classes)} lines, {self.classes.count('')} of them empty")
-        self.unknown = self.classes.index("unlabelled") if "unlabelled" in self.classes else None
+        unknown = [c for c, name in enumerate(self.classes) if name.lower() in ("unlabelled", "unlabeled")]
+        self.unknown = unknown[0] if unknown else None
         self.palette = default_palette(len(self.classes), self.unknown)
         self.image_size, self.seed = image_size, seed
 
@@ -482,26 +486,18 @@ class Folder:
     def __len__(self):
         return len(self.names)
 
-    def _open(self, file):
-        try:
-            with Image.open(file) as image:
-                image.load()  # a truncated file fails here, not later
-                return image
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
-
     def _labels(self, index):
         _, file, _ = self.files[index]
-        return check_labels(self._open(file), file, len(self.classes))
+        return check_labels(open_picture(file), file, len(self.classes))
 
     def __getitem__(self, key):
         index, *draw = key if isinstance(key, tuple) else (key,)
         image_file, label_file, instance_file = self.files[index]
-        image, labels = self._open(image_file).convert("RGB"), self._labels(index)
-        instances = self._open(instance_file) if self.has_instances else None
-        if instances is not None and len(instances.getbands()) > 1:
-            raise InputError(f"{instance_file}: an instance map must have one channel with ids, this one is "
-                             f"{instances.mode}; save it as an 8-bit or 16-bit greyscale PNG")
+        image = ImageOps.exif_transpose(open_picture(image_file))
+        if image.mode[0] in "IF":
+            raise InputError(f"{image_file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
+        image, labels = image.convert("RGB"), self._labels(index)
+        instances = check_instances(open_picture(instance_file), instance_file) if self.has_instances else None
         for other, file in ((labels, label_file), (instances, instance_file)):
             if other is not None and other.size != image.size:
                 raise InputError(f"{file} is {other.size[0]}x{other.size[1]} but {image_file} is "
@@ -526,6 +522,24 @@ class Folder:
 
     def fingerprint(self):
         return "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for _, file, _ in self.files)
+
+
+def open_picture(file):
+    """A PIL image, read to its end. Raises InputError."""
+    try:
+        with Image.open(file) as image:
+            image.load()  # a truncated file fails here, not later
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
+
+
+def check_instances(image, file):
+    """An instance map as it is. Raises InputError where it has several channels."""
+    if len(image.getbands()) > 1:
+        raise InputError(f"{file}: an instance map must have one channel with ids, this one is {image.mode}; "
+                         f"save it as an 8-bit or 16-bit greyscale PNG")
+    return image
 
 
 def check_labels(image, file, classes):
@@ -567,9 +581,9 @@ def class_presence(dataset, cache=None):
     key = hashlib.sha256((dataset.fingerprint() + repr(dataset.classes)).encode()).hexdigest()
     if cache is not None and Path(cache).is_file():
         try:
-            saved = np.load(cache)
-            if str(saved["key"]) == key:
-                return saved["presence"]
+            with np.load(cache) as saved:
+                if str(saved["key"]) == key:
+                    return saved["presence"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # damaged: read the label maps again
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -653,13 +667,16 @@ def main():
             row.append(np.stack([127.5 + 127 * 3 * np.clip(dy, -1/3, 1/3), 127.5 + 127 * 3 * np.clip(dx, -1/3, 1/3),
                                  np.full_like(dx, 127.5)], axis=2).astype(np.uint8))
         rows.append(np.concatenate(row, axis=1))
-    Image.fromarray(np.concatenate(rows)).save(args.output)
+    try:
+        Image.fromarray(np.concatenate(rows)).save(args.output)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--output {args.output}: cannot be written ({error}); give a PNG in a folder that exists") from None
     print(f"page of samples: {args.output}")
 
 
 def parse_size(text):
     """"64" or "256x512" (height x width) -> (H, W)."""
-    sides = [int(side) for side in str(text).lower().split("x")]
+    sides = [int(side) if side.isdecimal() else 0 for side in str(text).lower().split("x")]
     if len(sides) > 2 or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a side such as 256, or height x width as 256x512")
     return (sides[0], sides[-1])

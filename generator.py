@@ -201,6 +201,7 @@ class Generator(nn.Module):
     widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
         and W must be divisible by 2^(scales - 1).
     padding: of the 3x3 convolutions, "zeros" or "reflect".
+    PAPER: silent on initialisation. / HERE: PyTorch's defaults, eta 0. / WHY: trained well from the first run.
     """
 
     def __init__(self, num_classes, offset_channels=0, widths=WIDTHS, stem_channels=STEM_CHANNELS,
@@ -249,12 +250,23 @@ class Generator(nn.Module):
             h_i = modulation[-1 - i]                                      # lowest scale first
             if i > 0:
                 y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, widths[i], 2H', 2W')
-            # "concatenated with a resized version of the ultimate map h_L"
+            # "concatenated with a resized version of the ultimate map h_L". PAPER: how it is resized, and how the
+            # picture grows, is not said. / HERE: bilinear, and nearest x2. / WHY: as DP-GAN's code.
             resized = F.interpolate(h_L, size=h_i.shape[2:], mode="bilinear", align_corners=False)
             y = block(y, torch.cat([h_i, resized], dim=1))                # (B, widths[i + 1], H', W')
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
-        image = torch.tanh(self.to_image(features))                       # g   (B, 3, H, W)
+        image = torch.tanh(self.to_image(features).float())               # g   (B, 3, H, W)
         return (image, features) if return_features else image
+
+
+def z_of_seed(seed, z_dim):
+    """(d_z,), the noise of one picture: from its seed alone, the same on every machine."""
+    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def to_pixels(image):
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8 array."""
+    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def parameters_by_part(net):

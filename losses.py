@@ -115,7 +115,8 @@ def objective(gan, contrastive, diversity, pixels, anchors, lambda_gan=1.0, lamb
     """
     # PAPER: "a weighted average of three loss functions"; Eq. 3 and 4 are sums over pixels. / HERE:
     # "sum": as printed, Eq. 5 summed over its anchors, and the whole divided by H*W (Adam does not
-    # notice; Eq. 6 is in mean form already). "mean": every sum a mean. / WHY: with means everywhere
+    # notice; Eq. 6 is in mean form already, exactly so where C_f = d_z, as at full size). "mean": every sum a
+    # mean. / WHY: with means everywhere
     # lambda_C = 100 swamps the GAN term (RESULTS.md). L_D is divided by H*W as well.
     if reduction == "sum":
         contrastive = sum(contrastive, gan.new_zeros(())) / pixels

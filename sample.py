@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import (DATASETS, IMAGE_ENDINGS, InputError, check_labels, colour_labels, offset_maps,
-                  open_dataset, parse_size)
-from generator import Generator
+from data import (DATASETS, InputError, check_instances, check_labels, colour_labels, offset_maps, open_dataset,
+                  open_picture, parse_size)
+from generator import Generator, to_pixels, z_of_seed
 
 GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
 
@@ -35,14 +35,9 @@ def load_generator(path, device="cpu"):
     return G.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), checkpoint
 
 
-def z_of_seed(seed, z_dim):
-    """(d_z,) of one seed: the same on every machine, alone or in a batch."""
-    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
-
-
 def mix(z_a, z_b, t):
     """Spherical interpolation, t from 0 to 1: every step is as likely a draw of N(0, I) as its ends."""
-    angle = torch.arccos(torch.nn.functional.cosine_similarity(z_a, z_b, dim=0))
+    angle = torch.arccos(torch.nn.functional.cosine_similarity(z_a, z_b, dim=0).clamp(-1, 1))
     return (torch.sin((1 - t) * angle) * z_a + torch.sin(t * angle) * z_b) / torch.sin(angle)
 
 
@@ -51,8 +46,7 @@ def generate(G, label_map, offsets, z, device, amp=False):
     """label_map (B, H, W) integers, offsets (B, 2, H, W) or None, z (B, d_z) -> (B, H, W, 3) uint8 array."""
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
         image = G(label_map.to(device).long(), z.to(device), None if offsets is None else offsets.to(device))
-    image = image.float().clamp(-1, 1).add(1).mul(127.5).round().byte()   # (B, 3, H, W)
-    return image.permute(0, 2, 3, 1).cpu().numpy()
+    return to_pixels(image)
 
 
 def parse_seeds(text):
@@ -60,6 +54,8 @@ def parse_seeds(text):
     seeds = []
     for part in text.split(","):
         first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+            raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0-7 or 0,3,5")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 
@@ -77,30 +73,27 @@ def read_maps(args, checkpoint, size):
             sample = dataset[i]
             yield dataset.names[i], sample["label_map"], sample.get("offsets")
         return
-    files = sorted(f for f in args.labels.glob("*") if f.suffix.lower() in IMAGE_ENDINGS) \
-        if args.labels.is_dir() else [args.labels]
+    files = sorted(args.labels.glob("*.png")) if args.labels.is_dir() else [args.labels]
     if not files:
         raise InputError(f"{args.labels}: no label maps there; expected PNGs with class numbers")
+    if args.instances and not offset_channels:
+        raise InputError(f"{args.checkpoint} takes no instances; leave --instances out")
+    if args.instances and args.labels.is_dir() != args.instances.is_dir():
+        raise InputError("--labels and --instances: give two folders, or two PNGs")
     if offset_channels and not args.instances:
         print("this model takes instance offsets; without --instances every one of them is 0")
     H, W = size
-
-    def read(file):
-        try:
-            with Image.open(file) as image:
-                image.load()
-                return image
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"{file}: cannot be read as a picture ({error})") from None
-
     for file in files[:args.count or None]:
-        labels = check_labels(read(file), file, len(checkpoint["classes"]))
+        labels = check_labels(open_picture(file), file, len(checkpoint["classes"]))
         label_map = torch.from_numpy(np.array(labels.resize((W, H), Image.NEAREST)))
         offsets = torch.zeros(2, H, W) if offset_channels else None
-        if offset_channels and args.instances:
-            instance_file = args.instances / f"{file.stem}.png" if args.instances.is_dir() else args.instances
-            instances = read(instance_file).resize((W, H), Image.NEAREST)
-            offsets = torch.from_numpy(offset_maps(np.array(instances)))
+        if args.instances:
+            instance_file = args.instances / file.name if args.instances.is_dir() else args.instances
+            instances = check_instances(open_picture(instance_file), instance_file)
+            if instances.size != labels.size:
+                raise InputError(f"{instance_file} is {instances.size[0]}x{instances.size[1]} but {file} is "
+                                 f"{labels.size[0]}x{labels.size[1]}; the two must have the same size")
+            offsets = torch.from_numpy(offset_maps(np.array(instances.resize((W, H), Image.NEAREST))))
         yield file.stem, label_map, offsets
 
 
@@ -126,8 +119,12 @@ def main():
     args = parser.parse_args()
     if bool(args.labels) == bool(args.dataset):
         raise InputError("give either --labels PNG_OR_FOLDER or --dataset NAME")
-    if args.interpolate and (len(args.seeds) != 2 or args.interpolate < 2):
-        raise InputError("--interpolate N needs N of 2 or more and two seeds, as in --seeds 3,5 --interpolate 12")
+    if args.interpolate and (len(set(args.seeds)) != 2 or args.interpolate < 2):
+        raise InputError("--interpolate N needs N of 2 or more and two different seeds, as in --seeds 3,5 --interpolate 12")
+    if args.count < 0 or args.batch_size < 1:
+        raise InputError("--count must be 0 or more, --batch-size 1 or more")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {args.device}: this torch sees no CUDA device; use --device cpu")
     if args.labels and not args.labels.exists():
         raise InputError(f"{args.labels}: not there; expected a label map (PNG) or a folder of them")
 
@@ -149,6 +146,8 @@ def main():
     grid = []
     for name, label_map, offsets in tqdm(read_maps(args, checkpoint, size), desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}.png" for title in z]
+        if not grid:
+            files.append(args.output_dir / "grid.png")
         if not args.force and any(f.exists() for f in files):
             raise InputError(f"{next(f for f in files if f.exists())} is there already; choose another --output-dir, "
                              f"or --force to overwrite")
@@ -175,6 +174,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,16 +7,16 @@
 Run the same command again to go on where it stopped. Everything random is a function of (seed, step), so
 a run that was interrupted ends where an uninterrupted one ends. A run folder holds
 
-    options.json    what the run was started with          latest.pt       everything, to go on from
+    options.json    what it was last started with          latest.pt       everything, to go on from
     metrics.jsonl   one line a log interval                ema_*.pt        the averaged generator, for sample.py
     strip_*.png     what to look at, and strip.png, the newest of them
 """
 import argparse
 import copy
 import errno
+import hashlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -36,7 +36,7 @@ from data import (DATASETS, InputError, RareClassBatches, class_presence, colour
 from discriminator import (BACKBONES, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, IMAGENET_MEAN, IMAGENET_STD,
                            Discriminator)
 from generator import (ATTENTION_STRIDE, LABEL_CHANNELS, NOISE_HIDDEN, NOISE_TOKENS, NOISE_WIDTH, PADDING,
-                       STEM_CHANNELS, WIDTHS, Z_DIM, Generator, parameters_by_part)
+                       STEM_CHANNELS, WIDTHS, Z_DIM, Generator, parameters_by_part, to_pixels, z_of_seed)
 from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
                     diversity_loss, generator_loss, objective)
 
@@ -64,7 +64,8 @@ TOY_NETWORKS = dict(
     noise_width=32, padding="reflect", decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32,
     vgg_width=0.25, projection_width=64)
 PRESETS = {"paper": (PAPER, PAPER_NETWORKS), "toy": (TOY, TOY_NETWORKS)}
-# What a dataset changes in the paper's preset: budgets as OASIS's, in steps of 64 images.
+# What a dataset changes in the paper's preset. PAPER: no training length. / HERE: OASIS's epochs, in steps of
+# 64 images. / WHY: the comparison of Table 1 is with it.
 DATASET_DEFAULTS = {
     "toy": dict(preset="toy"),
     "ade20k": dict(),                                                     # 200 epochs of 20,210 images
@@ -104,7 +105,7 @@ def parse_options(argv):
     group.add_argument("--dataset", choices=DATASETS, default="toy", help="toy needs no files")
     group.add_argument("--data-path", help="folder of the dataset; the error for a wrong one shows its layout")
     group.add_argument("--image-size", type=parse_size, help="height x width: 256, or 256x512; each side "
-                       "divisible by 32 at most")
+                       "divisible by 32")
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=("dp-sims",), default="dp-sims")
     group.add_argument("--preset", choices=PRESETS, help="sizes of the networks and every default below")
@@ -138,7 +139,7 @@ def parse_options(argv):
     group.add_argument("--ema-decay", type=float)
     group.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16 autocast; losses stay float32")
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
     group.add_argument("--workers", type=int, help="loader processes per rank")
@@ -150,9 +151,16 @@ def parse_options(argv):
     group.add_argument("--ema-every", type=int, help="steps between the ema_*.pt that are kept; 0 = only at the end")
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
-    for name in ("steps", "batch_size", "log_every", "diversity_every", "anchors", "negatives"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
+    for names, low, high in ((("steps", "batch_size", "log_every", "diversity_every", "anchors", "negatives"), 1, 10 ** 9),
+                             (("micro_batch_size", "workers", "seed", "picture_every", "save_every", "ema_every"), 0, 10 ** 9),
+                             (("lambda_gan", "lambda_c", "lambda_d", "gamma", "clip_grad", "tau_div"), 0, 1e9),
+                             (("lr", "tau"), 1e-12, 1e9), (("label_smoothing", "ema_decay"), 0, 0.999999)):
+        for name in names:
+            if not low <= getattr(args, name) <= high:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} to {high}")
+    start, end = args.lr_decay_steps
+    if not (start == end == 0 or 0 <= start < end):
+        raise InputError(f"--lr-decay-steps {start} {end}: expected two rising steps, or 0 0 for none")
     args.lr_decay_steps = list(args.lr_decay_steps)
     return args
 
@@ -200,18 +208,19 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training and self.track_running_stats:
             return super().forward(x)
-        world = dist.get_world_size()  # equal shards, so the mean of the ranks' means is the mean
-        mean = SumOverRanks.apply(x.mean(dim=(0, 2, 3))) / world                          # (C,)
+        dtype, x = x.dtype, x.float() if x.dtype == torch.bfloat16 else x
+        n = SumOverRanks.apply(x.new_tensor(x.numel() / x.shape[1]))  # shards may differ by a second z
+        mean = SumOverRanks.apply(x.sum(dim=(0, 2, 3))) / n                               # (C,)
         centred = x - mean[:, None, None]
-        variance = SumOverRanks.apply(centred.square().mean(dim=(0, 2, 3))) / world       # (C,)
+        variance = SumOverRanks.apply(centred.square().sum(dim=(0, 2, 3))) / n            # (C,)
         if self.track_running_stats:
             self.num_batches_tracked += 1
             momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            n = x.numel() / x.shape[1] * world
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(variance.detach() * n / (n - 1), momentum)
         y = centred * (variance + self.eps).rsqrt()[:, None, None]
-        return y * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else y
+        y = y * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else y
+        return y.to(dtype)
 
 
 def synchronise_batch_norm(net, device, world):
@@ -219,7 +228,7 @@ def synchronise_batch_norm(net, device, world):
     if world == 1:
         return net
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it waits for the device once a layer; not measured
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = CPUSyncBatchNorm
@@ -255,6 +264,7 @@ def refresh_ema(ema, G, batches):
 
     Batch-norm statistics are measured anew on training label maps. TRAP: the spectral norm's u and v are
     copied from G and power-iterated on these passes; averaging them would give a wrong norm.
+    PAPER: silent. / HERE: over the first 16 training batches. / WHY: G's own statistics belong to other weights.
     """
     for mine, theirs in zip(ema.buffers(), G.buffers()):
         mine.copy_(theirs)
@@ -289,7 +299,10 @@ def save_atomically(state, path):
 def load_checkpoint(path):
     """A checkpoint's dict, plain types and tensors only. Raises InputError where it cannot be read."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"step", "identity", "options", "G", "D"} <= state.keys():
+            raise ValueError("another kind of file")
+        return state
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}); move it away to "
                          f"start anew, or give another file") from None
@@ -307,15 +320,10 @@ def load_trained(net, state):
 
 def fingerprint(net):
     """One number for the frozen weights of net, to notice another backbone on resume."""
-    return sum(p.double().abs().sum().item() for p in net.backbone.parameters())
+    return sum(p.cpu().double().abs().sum().item() for p in net.backbone.parameters())
 
 
 # --------------------------------------------------------------------------------------------- pictures
-
-def to_pixels(image):
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
-    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
 
 def draw_strip(columns, path):
     """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column."""
@@ -340,7 +348,7 @@ def strip_columns(G, ema, D, dataset, device):
     real = torch.stack([s["image"] for s in samples]).to(device).float() / 127.5 - 1
     label_map = torch.stack([s["label_map"] for s in samples]).to(device).long()
     offsets = torch.stack([s["offsets"] for s in samples]).to(device) if dataset.has_instances else None
-    z = [torch.stack([seed_z(2 * i + k, G.z_dim) for i in range(len(samples))]).to(device) for k in (0, 1)]
+    z = [torch.stack([z_of_seed(2 * i + k, G.z_dim) for i in range(len(samples))]).to(device) for k in (0, 1)]
     G.eval()
     generated, averaged, second = G(label_map, z[0], offsets), ema(label_map, z[0], offsets), ema(label_map, z[1], offsets)
     G.train()
@@ -351,11 +359,6 @@ def strip_columns(G, ema, D, dataset, device):
     return {"label map": colour_labels(label_map.cpu(), palette), "real": to_pixels(real),
             "generated": to_pixels(generated), "EMA": to_pixels(averaged), "EMA, second z": to_pixels(second),
             "D on real": says[0], "D on generated": says[1]}
-
-
-def seed_z(seed, z_dim):
-    """The noise of one picture, (d_z,), from its seed alone."""
-    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
 
 
 def resume(state, identity, path, args, say, G, D, P, ema, optimiser_G, optimiser_D):
@@ -404,12 +407,26 @@ def build_frozen(build, name, weights, flag):
     try:
         return build()
     except (OSError, ValueError, RuntimeError) as error:
-        if weights == "imagenet":
+        if weights == "imagenet" and isinstance(error, OSError):
             url = torchvision.models.get_model_weights(name).DEFAULT.url
             raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}); fetch {url} where there "
                              f"is a network and give it as {flag} FILE, or use {flag} random") from None
         raise InputError(f"{flag} {weights}: {error}; expected a file saved by torch.save with "
                          f"the state dict of torchvision's {name}") from None
+
+
+def ignore_signals(worker):
+    """For loader processes: SIGTERM and Ctrl-C reach the whole process group, the training process decides."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def batches_of(loader):
+    """The loader's batches; an InputError of a loader process without its stack trace."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("data.InputError: ")) from None
 
 
 def pretrain_backbone(name, dataset, probabilities, path, seed, device, workers):
@@ -427,7 +444,7 @@ def pretrain_backbone(name, dataset, probabilities, path, seed, device, workers)
     mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
     sampler = RareClassBatches(probabilities, PRETRAIN_BATCH, 0, PRETRAIN_STEPS, seed)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
-    for batch in tqdm(loader, desc=f"pre-training {name}", leave=False, disable=None):
+    for batch in tqdm(batches_of(loader), total=PRETRAIN_STEPS, desc=f"pre-training {name}", leave=False, disable=None):
         x = ((batch["image"].to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         label_map = batch["label_map"].to(device).long().flatten(1)                   # (B, HW)
         contains = torch.zeros(len(x), len(dataset.classes), device=device).scatter_(1, label_map, 1.0)  # (B, C)
@@ -435,6 +452,9 @@ def pretrain_backbone(name, dataset, probabilities, path, seed, device, workers)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    if not loss.isfinite():
+        raise InputError(f"--backbone-weights self: pre-training {name} ended at a loss of {loss.item()}; use a smaller "
+                         f"--backbone, or weights from a file")
     save_atomically(net.state_dict(), path)
 
 
@@ -503,6 +523,10 @@ def peak_memory(device):
     """GiB: of the device on CUDA, of this process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2 ** 30 if sys.platform == "darwin" else 2 ** 20)
 
@@ -580,9 +604,8 @@ def train(args):
         presence = class_presence(dataset, run / "class_presence.npz")
         probabilities += torch.from_numpy(sampling_probabilities(presence, dataset.unknown))
     if world > 1:
-        probabilities = probabilities.to(device)
-        dist.broadcast(probabilities, 0)
-    probabilities = probabilities.cpu().numpy()
+        dist.broadcast(probabilities, 0)  # over gloo, which waits half an hour for a large dataset
+    probabilities = probabilities.numpy()
 
     # ---- networks
     num_classes = len(dataset.classes)
@@ -593,19 +616,22 @@ def train(args):
     G = Generator(**generator_options)
     weights = args.backbone_weights
     if weights == "self":
-        weights = str(run / f"backbone_{args.backbone}.pt")
+        key = hashlib.sha256(repr((dataset.fingerprint(), dataset.classes, args.seed, H, W)).encode()).hexdigest()[:8]
+        weights = str(run / f"backbone_{args.backbone}_{key}.pt")
         if rank == 0 and not Path(weights).is_file():
             say(f"pre-training {args.backbone} on the classes of {args.dataset}, {PRETRAIN_STEPS} steps, once", flush=True)
             pretrain_backbone(args.backbone, dataset, probabilities, Path(weights), args.seed, device, args.workers)
-        if world > 1:
-            dist.barrier()
+    if rank > 0:
+        dist.barrier()  # rank 0 first: it downloads or pre-trains what the others then find
     D = build_frozen(lambda: Discriminator(
         num_classes, args.backbone, weights, networks["decoder_widths"],
         networks["full_resolution_width"], networks["spectral"], args.seed),
         args.backbone, args.backbone_weights, "--backbone-weights")
     P = build_frozen(lambda: ContrastiveFeatures(
-        args.vgg_weights, networks["vgg_width"], networks["projection_width"], args.seed),
-        "vgg19", args.vgg_weights, "--vgg-weights")
+        args.vgg_weights, networks["vgg_width"] if args.vgg_weights == "random" else 1.0,
+        networks["projection_width"], args.seed), "vgg19", args.vgg_weights, "--vgg-weights")
+    if rank == 0 and world > 1:
+        dist.barrier()
     G, D, P = (synchronise_batch_norm(net, device, world).to(device, memory_format=torch.channels_last)
                for net in (G, D, P))
     ema = copy.deepcopy(G).requires_grad_(False)
@@ -615,7 +641,7 @@ def train(args):
     G_parameters = [p for net in (G, P) for p in net.parameters() if p.requires_grad]
     D_parameters = [p for p in D.parameters() if p.requires_grad]
     optimiser_G, optimiser_D = (
-        torch.optim.Adam(parameters, lr=args.lr, betas=(0.0, 0.99), fused=device.type != "mps")
+        torch.optim.Adam(parameters, lr=args.lr, betas=(0.0, 0.99), fused=True)
         for parameters in (G_parameters, D_parameters))
 
     # ---- resume
@@ -633,7 +659,8 @@ def train(args):
 
     sampler = RareClassBatches(probabilities, args.batch_size, done, args.steps, args.seed, rank, world)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers,
-                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0)
+                        pin_memory=device.type == "cuda", persistent_workers=args.workers > 0,
+                        worker_init_fn=ignore_signals)
 
     def to_device(batch):
         """One loader batch -> real (B, 3, H, W) in [-1, 1], label_map (B, H, W) int64, offsets or None."""
@@ -647,7 +674,8 @@ def train(args):
         """(label_map, offsets, z) of the first training batches, this rank's share, for refresh_ema."""
         if not calibration:
             first = RareClassBatches(probabilities, args.batch_size, 0, EMA_BATCHES, args.seed, rank, world)
-            for batch in DataLoader(dataset, batch_sampler=first, num_workers=args.workers):
+            for batch in batches_of(DataLoader(dataset, batch_sampler=first, num_workers=args.workers,
+                                               worker_init_fn=ignore_signals)):
                 del batch["image"]
                 calibration.append(batch)
         z_generator = torch.Generator().manual_seed(args.seed)
@@ -680,22 +708,22 @@ def train(args):
 
     banner(say, args, device, world, micro, accumulation, G, D, P, run, done, len(dataset))
     if done >= args.steps:
-        say(f"step {done} is reached already; a larger --steps goes on")
+        say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
         return finish(say, run, world)
     stopping = stop_on_signals()
     control = dist.new_group(backend="gloo") if world > 1 else None
     pixels, nets, log, agreed, busy_since = H * W, {"G": G, "D": D, "P": P}, [], None, time.time()
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True,
                     disable=None if rank == 0 else True)
-    batches = iter(loader)
+    batches = batches_of(loader)
     for step in range(done + 1, args.steps + 1):
         try:
             whole = to_device(next(batches))
-        except InputError as error:  # a file that cannot be read: keep what was learnt
+        except InputError:  # a file that cannot be read: keep what was learnt
             if rank == 0 and step > done + 1:
                 check_finite(log, step - 1, nets, latest)
                 save(step - 1)
-            raise InputError(str(error).strip().splitlines()[-1].removeprefix("data.InputError: ")) from None
+            raise
         logs_now = step % args.log_every == 0 or step == args.steps
         lr = args.lr * lr_factor(step, *args.lr_decay_steps)
         for group in optimiser_G.param_groups + optimiser_D.param_groups:
@@ -704,8 +732,8 @@ def train(args):
         step_generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         z = torch.randn(2, args.batch_size, G.z_dim, generator=step_generator)
         z_1, z_2 = z[:, rank * per_rank:(rank + 1) * per_rank].to(device, non_blocking=True)
-        counts = torch.zeros(num_classes, device=device)                  # n_c of the whole global batch
-        counts.scatter_add_(0, whole[1].flatten(), torch.ones_like(whole[1].flatten(), dtype=torch.float32))
+        counts = torch.zeros(num_classes, dtype=torch.int64, device=device)  # n_c of the whole global batch
+        counts.scatter_add_(0, whole[1].flatten(), torch.ones_like(whole[1].flatten()))
         if world > 1:
             dist.all_reduce(counts)
         alpha = class_weights(counts, dataset.unknown)                    # (C,)
@@ -722,9 +750,8 @@ def train(args):
             real, label_map, offsets = (t if t is None else t[part] for t in whole)
             # PAPER: Eq. 6 is an expectation over label maps. / HERE: over every fourth of the batch. / WHY: the
             # same expectation for a quarter of the second generator pass (--diversity-every 1 takes all).
-            n, pair = len(label_map), slice(None, None, args.diversity_every)
-            if args.lambda_d == 0:
-                pair = slice(0, 0)
+            n, first = len(label_map), rank * per_rank + part.start       # first: its place in the global batch
+            pair = slice(-first % args.diversity_every, None if args.lambda_d > 0 else 0, args.diversity_every)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
                 image, features = G(torch.cat([label_map, label_map[pair]]),
                                     torch.cat([z_1[part], z_2[part][pair]]),
@@ -738,9 +765,10 @@ def train(args):
                     contrastive, anchors = contrastive_loss(
                         P, fake, real, step_generator, args.anchors, args.negatives, args.tau)
             diversity = fake_logits.new_zeros(())
-            if args.lambda_d > 0:
-                diversity = diversity_loss(features[:n][pair], features[n:], z_1[part][pair], z_2[part][pair],
-                                           args.tau_div)
+            if len(image) > n:  # this part's share of the mean over the pairs of the global batch
+                share = (len(image) - n) * world * accumulation / len(range(0, args.batch_size, args.diversity_every))
+                diversity = share * diversity_loss(features[:n][pair], features[n:], z_1[part][pair], z_2[part][pair],
+                                                   args.tau_div)
             terms = objective(generator_loss(fake_logits, label_map, alpha, args.gamma), contrastive, diversity,
                               pixels, anchors, args.lambda_gan, args.lambda_c, args.lambda_d, args.reduction)
             if logs_now:
@@ -786,9 +814,10 @@ def train(args):
         if world > 1:  # every rank learns of a signal one step later, and all stop at the same step
             flag = torch.tensor([len(stopping)])
             agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=control, async_op=True)
-        last = step == args.steps or stop
-        saves_now, keeps_now, draws_now = (
-            last or (every and step % every == 0) for every in (args.save_every, args.ema_every, args.picture_every))
+        saves_now, keeps_now, draws_now = (  # after a signal there may be seconds only: latest.pt alone
+            step == args.steps or (every and step % every == 0 and not stop)
+            for every in (args.save_every, args.ema_every, args.picture_every))
+        saves_now = saves_now or stop
         if logs_now or saves_now or keeps_now or draws_now:
             check_finite(log, step, nets, latest)
         if logs_now:
@@ -834,6 +863,10 @@ if __name__ == "__main__":
         train(parse_options(sys.argv[1:]))
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError:
+        print("train.py: the device is out of memory; lower --micro-batch-size (images per rank at once; the batch "
+              "stays the same), or --image-size", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):

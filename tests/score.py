@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import open_dataset
-from sample import generate, load_generator, z_of_seed
+from generator import z_of_seed
+from sample import generate, load_generator
 
 
 class UNet(nn.Module):

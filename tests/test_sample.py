@@ -13,7 +13,7 @@ from PIL import Image
 
 import sample
 from data import open_dataset
-from generator import Generator
+from generator import Generator, z_of_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,7 +95,7 @@ def test_interpolation_begins_and_ends_at_its_seeds(checkpoint, two_maps, tmp_pa
 
 
 def test_spherical_interpolation_keeps_the_length():
-    a, b = sample.z_of_seed(0, 64), sample.z_of_seed(1, 64)
+    a, b = z_of_seed(0, 64), z_of_seed(1, 64)
     torch.testing.assert_close(sample.mix(a, b, 0.0), a)
     torch.testing.assert_close(sample.mix(a, b, 1.0), b)
     assert min(a.norm(), b.norm()) * 0.95 < sample.mix(a, b, 0.5).norm() < max(a.norm(), b.norm()) * 1.05
@@ -109,6 +109,9 @@ def test_spherical_interpolation_keeps_the_length():
     ("damaged", "not an EMA file of train.py"),
     ("dataset", "was trained on toy with 11 classes"),
     ("size", "both sides must be divisible by 2"),
+    ("same seeds", "two different seeds"),
+    ("seeds", "expected seeds such as 0-7"),
+    ("instances", "an instance map must have one channel"),
     ("both", "give either --labels PNG_OR_FOLDER or --dataset NAME"),
 ])
 def test_bad_input_gets_one_line_and_exit_code_2(checkpoint, two_maps, tmp_path, case, message):
@@ -116,6 +119,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(checkpoint, two_maps, tmp_path,
     labels[0, :2] = 99, 200
     Image.fromarray(labels).save(tmp_path / "values.png")
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "colour.png")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "zeros.png")
     (tmp_path / "damaged.pt").write_bytes(b"no")
     for split in ("train", "val"):
         for kind in ("images", "labels"):
@@ -132,6 +136,10 @@ def test_bad_input_gets_one_line_and_exit_code_2(checkpoint, two_maps, tmp_path,
         "dataset": ["--checkpoint", checkpoint, "--dataset", "folder", "--data-path", tmp_path / "data", *out],
         "size": ["--checkpoint", checkpoint, "--dataset", "toy", "--image-size", "31", *out],
         "both": ["--checkpoint", checkpoint, *out],
+        "same seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", "5,5", "--interpolate", 4, *out],
+        "seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", "3-1", *out],
+        "instances": ["--checkpoint", checkpoint, "--labels", tmp_path / "zeros.png", "--instances",
+                      tmp_path / "colour.png", *out],
     }[case]
     result = call(*arguments)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr

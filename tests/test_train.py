@@ -42,13 +42,13 @@ def run(folder, *more):
             signal.signal(number, handler)
 
 
-def start(folder, *more, ranks=1):
+def start(folder, *more, ranks=1, group=False):
     """Train in a process of its own, or in several."""
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks),
                                       "--master_port", str(random.randint(20000, 60000))]
     return subprocess.Popen([sys.executable, *launcher, str(ROOT / "train.py"), *options(folder, *more)],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=group)
 
 
 def latest(folder):
@@ -140,13 +140,13 @@ def test_one_rank_equals_two(tmp_path):
                                           "--master_port", str(random.randint(20000, 60000))]
         runs.append(subprocess.Popen(
             [sys.executable, *launcher, str(tmp_path / "wide_eps.py"), str(ROOT),
-             *options(tmp_path / str(ranks), "--steps", 5, "--batch-size", 8)],
+             *options(tmp_path / str(ranks), "--steps", 5, "--batch-size", 4)],  # one pair for Eq. 6: on one of the ranks
             stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}))
     for process in runs:
         error = process.communicate(timeout=55)[1]
         assert process.returncode == 0, error
     one, two = latest(tmp_path / "1"), latest(tmp_path / "2")
-    run(tmp_path / "start", "--steps", 1, "--batch-size", 8, "--lr", 0)
+    run(tmp_path / "start", "--steps", 1, "--lr", 1e-12)
     begin = latest(tmp_path / "start")
     for name in ("G", "D", "P"):
         trained = [k for k in one[name] if one[name][k].is_floating_point() and not k.endswith(("_u", "_v"))
@@ -233,13 +233,15 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
     assert steps == list(range(5, steps[-1] + 1, 5)), "every logged step once, in order"
 
 
-def test_sigterm_saves_and_exits_cleanly(tmp_path):
-    process = start(tmp_path, "--steps", 10_000, "--save-every", 3)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
+    """To the whole process group, as a scheduler or a terminal sends it: the loader process gets it too."""
+    process = start(tmp_path, "--steps", 10_000, "--save-every", 3, "--workers", 1, group=True)
     limit = time.time() + 40
     while time.time() < limit and not (tmp_path / "latest.pt").is_file():
         time.sleep(0.05)
     time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     out, error = process.communicate(timeout=20)
     assert process.returncode == 0 and "Traceback" not in error, error
     assert f"stopped at step {latest(tmp_path)['step']}" in out
@@ -338,7 +340,10 @@ def test_learning_rate_decay_depends_on_the_step_alone():
     (["--backbone-weights", "nowhere.pth"], "--backbone-weights nowhere.pth: .*No such file"),
     (["--vgg-weights", "nowhere.pth"], "--vgg-weights nowhere.pth: .*No such file"),
     (["--preset", "huge"], "--preset huge is unknown"),
-    (["--log-every", "0"], "--log-every 0: expected 1 or more"),
+    (["--log-every", "0"], "--log-every 0: expected 1 to"),
+    (["--lambda-c", "-1"], "--lambda-c -1.0: expected 0 to"),
+    (["--micro-batch-size", "-1"], "--micro-batch-size -1: expected 0 to"),
+    (["--lr-decay-steps", "9", "5"], "--lr-decay-steps 9 5: expected two rising steps"),
 ])
 def test_bad_options_get_one_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
@@ -346,7 +351,10 @@ def test_bad_options_get_one_line(tmp_path, arguments, message):
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
-    (tmp_path / "latest.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "latest.pt").write_bytes(b"not a checkpoint")  # and a foreign one is refused alike
+    torch.save({"step": 3}, tmp_path / "foreign.pt")
+    with pytest.raises(InputError, match="foreign.pt: cannot be read as a checkpoint"):
+        train.load_checkpoint(tmp_path / "foreign.pt")
     with pytest.raises(InputError, match="latest.pt: cannot be read as a checkpoint"):
         run(tmp_path, "--steps", 1)
     assert (tmp_path / "latest.pt").read_bytes() == b"not a checkpoint"
