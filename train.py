@@ -471,13 +471,18 @@ def add(values, new, accumulation):
 
 
 def gradient_norms(terms, image, features):
-    """L2 norm of each weighted term's gradient by the generated images, and by G^f (Eq. 6 reaches only that)."""
+    """L2 norm of each weighted term's gradient by the generated images, and by G^f (Eq. 6 reaches only that).
+
+    Of the images that this rank has in memory at once; the log gives the mean over ranks.
+    """
     norms = {}
     for name, term in terms.items():
+        by = (None, None)
         if term.requires_grad:
             by = torch.autograd.grad(term, (image, features), retain_graph=True, allow_unused=True)
-            norms.update({f"{name}_gradient_{where}": g.float().norm()
-                          for where, g in zip(("image", "features"), by) if g is not None})
+        for where, g in zip(("image", "features"), by):
+            if (name, where) != ("diversity", "image"):  # the same names on every rank, pairs or none
+                norms[f"{name}_gradient_{where}"] = image.new_zeros(()) if g is None else g.float().norm()
     return norms
 
 
