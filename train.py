@@ -415,10 +415,10 @@ def build_frozen(build, name, weights, flag):
                          f"the state dict of torchvision's {name}") from None
 
 
-def ignore_signals(worker):
-    """For loader processes: SIGTERM and Ctrl-C reach the whole process group, the training process decides."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def own_group(worker):
+    """For loader processes: out of the process group, whose SIGTERM or Ctrl-C is for the training process alone."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def batches_of(loader):
@@ -665,7 +665,7 @@ def train(args):
     sampler = RareClassBatches(probabilities, args.batch_size, done, args.steps, args.seed, rank, world)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers,
                         pin_memory=device.type == "cuda", persistent_workers=args.workers > 0,
-                        worker_init_fn=ignore_signals)
+                        worker_init_fn=own_group)
 
     def to_device(batch):
         """One loader batch -> real (B, 3, H, W) in [-1, 1], label_map (B, H, W) int64, offsets or None."""
@@ -680,7 +680,7 @@ def train(args):
         if not calibration:
             first = RareClassBatches(probabilities, args.batch_size, 0, EMA_BATCHES, args.seed, rank, world)
             for batch in batches_of(DataLoader(dataset, batch_sampler=first, num_workers=args.workers,
-                                               worker_init_fn=ignore_signals)):
+                                               worker_init_fn=own_group)):
                 del batch["image"]
                 calibration.append(batch)
         z_generator = torch.Generator().manual_seed(args.seed)
