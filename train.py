@@ -860,6 +860,7 @@ def finish(say, run, world):
     newest = sorted(run.glob("ema_*.pt"))
     say(f"picture:    {run / 'strip.png'}\ncheckpoint: {newest[-1] if newest else run / 'latest.pt'}")
     if world > 1:
+        dist.barrier()  # TRAP: torch 2.6 can hang in the next line while a tensor of the last collective is being freed
         dist.destroy_process_group()
 
 

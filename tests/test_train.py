@@ -171,6 +171,7 @@ def sync_worker(rank, world, port, folder):
     train.average_gradients(list(net.parameters()), world)
     torch.save({"x": x.grad, "weight": net[0].weight.grad, "mean": net[0].running_mean, "var": net[0].running_var},
                folder / f"rank{rank}.pt")
+    torch.distributed.barrier()  # see train.finish
     torch.distributed.destroy_process_group()
 
 
