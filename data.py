@@ -1,13 +1,14 @@
 """Datasets: label maps, pictures and instance offsets (Sec. 4.1), and rare-class sampling.
 
-    open_dataset      --dataset NAME -> a dataset; the place where the other benchmarks come in
+    open_dataset      --dataset NAME -> a dataset
       ToyScenes       procedural scenes drawn from (seed, index): no download
-      Folder          anybody's own data: images/, labels/, optional instances/, classes.txt
+      Pictures        files, opened by open_ade20k, open_cityscapes, open_coco_stuff (their official layouts) and
+                      open_folder (anybody's own data)
     offset_maps       instance ids -> two channels, the way to each instance's centre of mass
     sampling_probabilities, RareClassBatches
                       p proportional to f_k^(-1/2), split over ranks (Sec. 4.1)
 
-A dataset has .classes (names), .palette (C, 3) uint8, .unknown (index or None), .has_instances, and
+A dataset has .classes (names), .palette (C, 3) uint8, .unknown (index or None), .has_instances, .score_ids, and
 gives dicts of
 
     image      (3, H, W) uint8
@@ -16,33 +17,54 @@ gives dicts of
 
 dataset[i] is sample i as it is; dataset[i, epoch, draw] is augmented, from (seed, epoch, draw) alone.
 
-`python data.py --dataset toy` counts classes and writes a page of samples to look at.
+`python data.py --dataset NAME --data-path DIR` checks every file and draws a page of samples: run it before you train.
 """
 import argparse
 import hashlib
+import json
 import os
 import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 DATASETS = ("toy", "folder", "ade20k", "cityscapes", "coco_stuff")
 TOY_SEED, TOY_TRAIN, TOY_VAL = 0, 2000, 200
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# PAPER: silent on augmentation. / HERE: resize (whatever the aspect) to 286/256 of the size, random crop, flip.
-# WHY: OASIS's protocol, which its released code does not follow by accident (one shared option).
+# PAPER: silent on augmentation. / HERE: resize (whatever the aspect; pictures bicubic with antialiasing, labels
+# nearest) to 286/256 of the size, random crop, flip. / WHY: OASIS's protocol, which its released code misses by accident.
 RESIZE = 286 / 256
-FOLDER_TREE = """\
+TREES = {
+    "ade20k": """\
+  DIR/images/training/*.jpg       DIR/images/validation/*.jpg         20,210 and 2,000 pictures
+  DIR/annotations/training/*.png  DIR/annotations/validation/*.png    same names, 0 = unlabelled, 1..150
+as ADEChallengeData2016.zip unpacks; from http://sceneparsing.csail.mit.edu""",
+    "cityscapes": """\
+  DIR/leftImg8bit/{train,val}/CITY/*_leftImg8bit.png                  2,975 and 500 pictures
+  DIR/gtFine/{train,val}/CITY/*_gtFine_labelIds.png                   0..33, 255 = license plate
+  DIR/gtFine/{train,val}/CITY/*_gtFine_instanceIds.png
+as leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip unpack; from https://www.cityscapes-dataset.com""",
+    "coco_stuff": """\
+  DIR/train_img/*.jpg  DIR/train_label/*.png  DIR/train_inst/*.png    SPADE's layout, and the same with val_; or
+  DIR/{train,val}2017/*.jpg                                           118,287 and 5,000 pictures
+  DIR/stuffthingmaps/{train,val}2017/*.png                            same names, 0..181, 255 = unlabelled
+  DIR/annotations/instances_{train,val}2017.json
+as train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org and
+stuffthingmaps_trainval2017.zip from https://github.com/nightrome/cocostuff unpack""",
+    "folder": """\
   DIR/images/train/*.jpg   DIR/images/val/*.jpg    pictures (jpg or png)
   DIR/labels/train/*.png   DIR/labels/val/*.png    same names, 8-bit, value = class
   DIR/classes.txt                                  one class name a line, line number = value from 0;
                                                    a class named "unlabelled" is the unknown one
-  DIR/instances/...                                optional, ids 1, 2, ...; 0 = no instance"""
+  DIR/palette.txt                                  only where label maps are coloured: "R G B" a line, as classes.txt
+  DIR/instances/...                                optional, ids 1, 2, ...; 0 = no instance""",
+}
 
 
 class InputError(Exception):
@@ -58,12 +80,13 @@ def offset_maps(instances):
     Computed after resize, crop and flip, so that a flip negates dx by itself.
     """
     H, W = instances.shape
-    _, which, count = np.unique(instances, return_inverse=True, return_counts=True)
-    which = which.reshape(-1)                                        # (HW,), 0, 1, ... for each id
-    position = np.indices((H, W)).reshape(2, -1)                     # (2, HW), y and x of each pixel
-    centre = np.stack([np.bincount(which, weights=p) / count for p in position])  # (2, ids)
-    offsets = (centre[:, which] - position) / [[H], [W]]
-    return (offsets.reshape(2, H, W) * (instances > 0)).astype(np.float32)
+    inside = np.flatnonzero(instances)                               # (n,) pixels of instances
+    _, which, count = np.unique(instances.reshape(-1)[inside], return_inverse=True, return_counts=True)
+    position = np.stack(np.divmod(inside, W)).astype(np.float64)     # (2, n), y and x of each
+    centre = np.stack([np.bincount(which.reshape(-1), weights=p) / count for p in position])   # (2, ids)
+    offsets = np.zeros((2, H * W), np.float32)
+    offsets[:, inside] = (centre[:, which.reshape(-1)] - position) / [[H], [W]]
+    return offsets.reshape(2, H, W)
 
 
 def to_sample(image, labels, instances):
@@ -414,6 +437,7 @@ class ToyScenes:
 
     def __init__(self, split, image_size, seed=0):
         self.classes, self.palette, self.unknown, self.has_instances = TOY_CLASSES, TOY_PALETTE, None, True
+        self.score_ids = np.arange(len(TOY_CLASSES))
         self.image_size, self.seed = image_size, seed
         self.first, self.count = {"train": (0, TOY_TRAIN), "val": (TOY_TRAIN, TOY_VAL)}[split]
         self.names = [f"{split}{i:04d}" for i in range(self.count)]
@@ -421,12 +445,18 @@ class ToyScenes:
     def __len__(self):
         return self.count
 
-    def __getitem__(self, key):
+    def load(self, index):
+        """Scene `index`: image (H, W, 3) uint8, labels (H, W) uint8, instances (H, W) uint8, 0 = none."""
+        return toy_scene(TOY_SEED, self.first + index, *self.image_size)
+
+    def planes(self, key):
+        """load(), flipped or not for a training key (index, epoch, draw)."""
         index, *draw = key if isinstance(key, tuple) else (key,)
-        scene = toy_scene(TOY_SEED, self.first + index, *self.image_size)
-        if draw and np.random.default_rng((self.seed, *draw)).random() < 0.5:
-            scene = [plane[:, ::-1] for plane in scene]
-        return to_sample(*scene)
+        flipped = draw and np.random.default_rng((self.seed, *draw)).random() < 0.5
+        return tuple(plane[:, ::-1] if flipped else plane for plane in self.load(index))
+
+    def __getitem__(self, key):
+        return to_sample(*self.planes(key))
 
     def presence(self, index):
         """(C,) bool: the classes of scene `index`."""
@@ -437,91 +467,98 @@ class ToyScenes:
         return f"toy {TOY_SEED} {self.first} {self.count}"
 
 
-# --------------------------------------------------------------------------------------- your own data
+# ------------------------------------------------------------------------- pictures and label maps on disk
 
-class Folder:
-    """Pictures and label maps in the generic layout (FOLDER_TREE), any sizes, resized to image_size.
+class Pictures:
+    """Pictures and label maps on disk, of any sizes, resized to image_size. Made by the open_* functions below.
 
-    Raises InputError for a missing tree or partner here; for a file that cannot be read, sizes that
-    differ and label values beyond classes.txt when the file is read.
+    files       [(picture, label map, instance map or None), ...] and their `names`
+    class_of    (256,) int16: the class that each value of a label file means, -1 where it means none
+    colours     (C, 3) uint8: where a label file is RGB, the colour of each class; None where it must not be
+    instances   what the instance files hold: "ids", "cityscapes", "spade"; a dict of read_coco_instances; or None
+    margin      training pictures are resized to `margin` of image_size and cropped; 1 resizes only
+    upright     turn pictures as their camera's rotation flag says. TRAP: the benchmarks' label maps follow the stored
+                pixels; people who draw their own follow what a viewer shows them
+    score_ids   (C,) integers: the id under which the benchmark scores each class, -1 = not scored
+
+    Raises InputError, when a sample is read, for a file that cannot be read, sizes that differ, and label values
+    that mean no class.
     """
 
-    def __init__(self, path, split, image_size, seed=0):
-        path = Path(path)
-        if not (path / "classes.txt").is_file():
-            raise InputError(f"{path}: no classes.txt there. --dataset folder expects\n{FOLDER_TREE}")
-        try:
-            lines = (path / "classes.txt").read_text(encoding="utf-8-sig").rstrip().split("\n")
-        except UnicodeDecodeError:
-            raise InputError(f"{path / 'classes.txt'}: not UTF-8 text; save it as UTF-8") from None
-        self.classes = tuple(name.strip() for name in lines)
-        if not all(self.classes) or len(self.classes) > 256:
-            raise InputError(f"{path / 'classes.txt'}: expected 1 to 256 lines with a class name each, found "
-                             f"{len(self.classes)} lines, {self.classes.count('')} of them empty")
-        unknown = [c for c, name in enumerate(self.classes) if name.lower() in ("unlabelled", "unlabeled")]
-        self.unknown = unknown[0] if unknown else None
-        self.palette = default_palette(len(self.classes), self.unknown)
-        self.image_size, self.seed = image_size, seed
-
-        files = {}
-        for kind, endings in (("images", IMAGE_ENDINGS), ("labels", (".png",)), ("instances", (".png",))):
-            files[kind] = {}
-            for file in sorted((path / kind / split).glob("*")):
-                if file.suffix.lower() in endings:
-                    if file.stem in files[kind]:
-                        raise InputError(f"{file}: {files[kind][file.stem].name} has the same name; remove one of them")
-                    files[kind][file.stem] = file
-        self.has_instances = (path / "instances").is_dir()
-        if not files["images"]:
-            raise InputError(f"{path / 'images' / split}: no pictures there. --dataset folder expects\n{FOLDER_TREE}")
-        for kind, partner in (("images", "labels"), ("labels", "images"), ("images", "instances")):
-            alone = sorted(files[kind].keys() - files[partner].keys())
-            if alone and (partner != "instances" or self.has_instances):
-                raise InputError(f"{files[kind][alone[0]]}: no file of that name in {path / partner / split} "
-                                 f"({len(alone)} such files); add its partner or remove it")
-        self.names = sorted(files["images"])
-        self.files = [tuple(files[kind].get(name) for kind in ("images", "labels", "instances"))
-                      for name in self.names]
+    def __init__(self, files, names, classes, palette, unknown, image_size, seed, class_of, colours=None,
+                 instances=None, margin=RESIZE, score_ids=None, upright=False):
+        self.files, self.names, self.classes, self.palette, self.unknown = files, names, classes, palette, unknown
+        self.image_size, self.seed, self.class_of, self.colours = image_size, seed, class_of, colours
+        self.instances, self.has_instances = instances, instances is not None
+        self.margin, self.upright = margin, upright
+        self.score_ids = np.arange(len(classes)) if score_ids is None else score_ids
+        if score_ids is None and unknown is not None:
+            self.score_ids[unknown] = -1
 
     def __len__(self):
-        return len(self.names)
+        return len(self.files)
 
-    def _labels(self, index):
-        _, file, _ = self.files[index]
-        return check_labels(open_picture(file), file, len(self.classes))
-
-    def __getitem__(self, key):
-        index, *draw = key if isinstance(key, tuple) else (key,)
+    def load(self, index):
+        """Sample `index` as it lies on disk: (h, w, 3) uint8, (h, w) uint8 classes, (h, w) ids (0 = none) or None."""
         image_file, label_file, instance_file = self.files[index]
-        image = ImageOps.exif_transpose(open_picture(image_file))
+        image, labels, instances = open_picture(image_file), self.labels(index), None
         if image.mode[0] in "IF":
             raise InputError(f"{image_file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
-        image, labels = image.convert("RGB"), self._labels(index)
-        instances = check_instances(open_picture(instance_file), instance_file) if self.has_instances else None
-        for other, file in ((labels, label_file), (instances, instance_file)):
-            if other is not None and other.size != image.size:
-                raise InputError(f"{file} is {other.size[0]}x{other.size[1]} but {image_file} is "
-                                 f"{image.size[0]}x{image.size[1]}; the two must have the same size")
+        image = ImageOps.exif_transpose(image) if self.upright else image
+        image = np.asarray(image.convert("RGB"))                           # (h, w, 3); greyscale and CMYK too
+        if isinstance(self.instances, dict):
+            instances = paint_coco_instances(self.instances, index, labels, image_file)
+        elif self.instances:
+            instances = read_instances(instance_file)
+        for plane, file in ((labels, label_file), (instances, instance_file)):
+            if plane is not None and plane.shape != image.shape[:2]:
+                raise InputError(f"{file} is {plane.shape[1]}x{plane.shape[0]} but {image_file} is "
+                                 f"{image.shape[1]}x{image.shape[0]}; the two must have the same size")
+        return image, labels, instance_ids(instances, labels, self.instances)
+
+    def labels(self, index):
+        """(h, w) uint8 classes of sample `index`, at the size of its file."""
+        return read_labels(self.files[index][1], self.class_of, self.colours)
+
+    def planes(self, key):
+        """load() at image_size: resized, and for a training key (index, epoch, draw) cropped and flipped."""
+        index, *draw = key if isinstance(key, tuple) else (key,)
+        image, labels, instances = self.load(index)
         H, W = self.image_size
-        load_h, load_w = (round(H * RESIZE), round(W * RESIZE)) if draw else (H, W)
-        planes = [np.asarray(image.resize((load_w, load_h), Image.BICUBIC)),
-                  np.asarray(labels.resize((load_w, load_h), Image.NEAREST))]
-        if instances is not None:
-            planes.append(np.asarray(instances.resize((load_w, load_h), Image.NEAREST)))
+        h, w = (round(H * self.margin), round(W * self.margin)) if draw else (H, W)
+        image = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))         # (h, w, 3)
+        rows, columns = nearest(labels.shape[0], h), nearest(labels.shape[1], w)         # (h,), (w,)
         if draw:
             rng = np.random.default_rng((self.seed, *draw))
-            top, left = rng.integers(load_h - H + 1), rng.integers(load_w - W + 1)
-            planes = [plane[top:top + H, left:left + W] for plane in planes]
+            top, left = rng.integers(h - H + 1), rng.integers(w - W + 1)
+            image, rows, columns = image[top:top + H, left:left + W], rows[top:top + H], columns[left:left + W]
             if rng.random() < 0.5:
-                planes = [plane[:, ::-1] for plane in planes]
-        return to_sample(*planes, *([None] if instances is None else []))
+                image, columns = image[:, ::-1], columns[::-1]
+        window = np.ix_(rows, columns)
+        return image, labels[window], None if instances is None else instances[window]  # (H, W, 3), (H, W), (H, W)
+
+    def __getitem__(self, key):
+        return to_sample(*self.planes(key))
 
     def presence(self, index):
         """(C,) bool: the classes of picture `index`."""
-        return np.bincount(np.asarray(self._labels(index)).ravel(), minlength=len(self.classes)) > 0
+        return np.bincount(self.labels(index).ravel(), minlength=len(self.classes)) > 0
 
     def fingerprint(self):
-        return "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for _, file, _ in self.files)
+        """A text that changes with the list of files, their sizes and their times."""
+        lines = [repr(None if self.colours is None else self.colours.tolist())]
+        for file in (file for files in self.files for file in files[:2]):
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise InputError(f"{file}: cannot be read ({error.strerror}); replace or remove it") from None
+            lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
+        return "\n".join(lines)
+
+
+def nearest(old, new):
+    """(new,) the positions, of `old` many, that nearest-neighbour resizing keeps."""
+    return (np.arange(new) * 2 + 1) * old // (2 * new)
 
 
 def open_picture(file):
@@ -534,41 +571,374 @@ def open_picture(file):
         raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
 
 
-def check_instances(image, file):
-    """An instance map as it is. Raises InputError where it has several channels."""
-    if len(image.getbands()) > 1:
+def read_instances(file):
+    """An instance map (h, w) with its ids as they are, 8 or 16 bits. Raises InputError."""
+    image = open_picture(file)
+    if len(image.getbands()) > 1 or image.mode == "F":
         raise InputError(f"{file}: an instance map must have one channel with ids, this one is {image.mode}; "
                          f"save it as an 8-bit or 16-bit greyscale PNG")
-    return image
+    return np.asarray(image)
 
 
-def check_labels(image, file, classes):
-    """The label map in a PIL image, palette indices as they are. Raises InputError for other formats,
-    and for values that are no class, with the values listed."""
+def instance_ids(instances, labels, rule):
+    """What a benchmark's instance map (h, w) means, beside its label map (h, w): (h, w) ids, 0 = no instance."""
+    if rule == "cityscapes":    # labelId * 1000 + n; crowds and stuff have the plain labelId
+        return np.where(instances >= 1000, instances, 0)
+    if rule == "spade":
+        # Made by writing 0, 1, 2, ... into a copy of the label map, so an id may equal a label. TRAP: id 0 is the first
+        # instance, stuff keeps its label, and things outside every outline (crowds) keep theirs.
+        return np.where(labels < COCO_THINGS, 1 + 2 * instances.astype(np.int32) + (instances == labels), 0)
+    return instances
+
+
+def read_labels(file, class_of, colours=None):
+    """A label map (h, w) uint8 with a class at each pixel. class_of, colours: see Pictures. Palette PNGs count by their
+    indices. Raises InputError for other formats, and for values or colours that are no class, which it lists."""
+    image = open_picture(file)
+    C = int(class_of.max()) + 1
+    if image.mode == "RGB" and colours is not None:
+        pixels, codes = (np.asarray(t).astype(np.int32) @ (65536, 256, 1) for t in (image, colours))  # (h, w), (C,)
+        order = np.argsort(codes)
+        place = order[np.searchsorted(codes[order], pixels).clip(max=C - 1)]                          # (h, w)
+        strange = np.unique(pixels[codes[place] != pixels])
+        if len(strange):
+            raise InputError(f"{file}: colours {[(c >> 16, c >> 8 & 255, c & 255) for c in strange[:8].tolist()]} "
+                             f"({len(strange)} in all) are no class's colour in the palette; add them to it, or save the "
+                             f"label map without smoothing or JPEG compression")
+        return place.astype(np.uint8)
     if image.mode not in ("L", "P", "I;16", "I", "1"):
-        raise InputError(f"{file}: a label map must have one channel with class numbers, this one is "
-                         f"{image.mode}; save it as an 8-bit greyscale or palette PNG")
-    values = np.unique(np.asarray(image))
-    if values[-1] >= classes or values[0] < 0:
-        strange = [int(v) for v in values if not 0 <= v < classes]
-        raise InputError(f"{file}: label values {strange} are no class, expected 0..{classes - 1} "
-                         f"({classes} classes are known); correct the label map or the class list")
-    return Image.fromarray(np.asarray(image).astype(np.uint8))
+        raise InputError(f"{file}: a label map must have one channel with class numbers, this one is {image.mode}; "
+                         f"save it as an 8-bit greyscale or palette PNG" + (", or say in palette.txt which colour is "
+                         "which class" if image.mode == "RGB" else ""))
+    values = np.asarray(image)
+    seen = np.flatnonzero(image.histogram()) if image.mode in "LP" else np.unique(values).astype(np.int64)
+    strange = [int(v) for v in seen if not (0 <= v < 256 and class_of[v] >= 0)]
+    if strange:
+        known = np.flatnonzero(class_of >= 0)
+        gaps = [0, *(np.flatnonzero(np.diff(known) > 1) + 1), len(known)]
+        ranges = [f"{known[a]}..{known[b - 1]}" if b - a > 1 else f"{known[a]}" for a, b in zip(gaps, gaps[1:])]
+        raise InputError(f"{file}: label values {strange[:16]} are no class, expected {', '.join(ranges)} ({C} classes "
+                         f"are known); correct the label map or the class list")
+    values = values.astype(np.uint8)
+    return values if (class_of[seen] == seen).all() else class_of.astype(np.uint8)[values]  # (h, w)
+
+
+def match(files):
+    """{where: {name: file}} of one split -> ([(a file of each where), ...], sorted names).
+
+    Raises InputError where a name has no partner, with how many such there are."""
+    for here in files:
+        for there in files:
+            alone = sorted(files[here].keys() - files[there].keys())
+            if alone:
+                some = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
+                raise InputError(f"{files[here][alone[0]]}: no file of that name in {there} ({len(alone)} such files: "
+                                 f"{some}); add its partner or remove it")
+    names = sorted(next(iter(files.values())))
+    return [tuple(of[name] for of in files.values()) for name in names], names
+
+
+def listed(folder, endings, suffix=""):
+    """{name: file} of a folder, the names without `suffix` and ending, hidden files left out.
+
+    Raises InputError for two of a name."""
+    files = {}
+    for file in sorted(folder.glob("*")):
+        name = file.stem.removesuffix(suffix)
+        if file.suffix.lower() not in endings or not file.stem.endswith(suffix) or file.name.startswith("."):
+            continue
+        if name in files:
+            raise InputError(f"{file}: {files[name].name} has the same name; remove one of them")
+        files[name] = file
+    return files
+
+
+def first_of(root, *folders):
+    """The first of the folders that is there, or the first."""
+    return next((root / f for f in folders if (root / f).is_dir()), root / folders[0])
+
+
+def not_there(name, path, what):
+    """InputError: `what` is missing under `path`; the tree that is expected and where it comes from."""
+    marks = {"ade20k": ["annotations"], "cityscapes": ["gtFine"], "coco_stuff": ["stuffthingmaps", "train_img", "val_img"],
+             "folder": ["labels"]}[name]
+    inside = [folder for folder in (sorted(Path(path).glob("*/")) if Path(path).is_dir() else ())
+              if any((folder / mark).is_dir() for mark in marks)]
+    hint = f"; {inside[0]} looks like it: give --data-path {inside[0]}" if inside else ""
+    return InputError(f"{what}{hint}. --dataset {name} expects\n{TREES[name]}")
+
+
+INSTANCE_RULES = {"cityscapes": "cityscapes", "coco_stuff": "spade", "folder": "ids", "toy": "ids"}  # of instance maps
+
+
+def classes_of_values(name, num_classes):
+    """The class of each value in dataset `name`'s label files: (256,) int16, -1 = none."""
+    class_of = np.full(256, -1, np.int16)
+    class_of[:num_classes] = np.arange(num_classes)
+    if name in ("cityscapes", "coco_stuff"):  # the licence plate (-1 as 8 bits), and the unlabelled pixels
+        class_of[[num_classes - 1, 255]] = -1, num_classes - 1
+    return class_of
+
+
+# ------------------------------------------------------------------------------------------ the benchmarks
+
+def _names(text):
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+ADE20K_CLASSES = ("unlabelled", *_names("""\
+wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
+table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,
+seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers,
+counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow,
+screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop,
+stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck,
+tower, chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
+bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer,
+plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank,
+trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic
+light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"""))
+ADE20K_PALETTE = _colours("""000000
+787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 ff0652 8fff8c
+ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0 ffb806 0aff47
+ff290a 07ffff e0ff08 6608ff ff3d06 ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00
+1fff00 ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff 0bc8c8 ff5200 00fff5 003dff 00ff70 00ff85 ff0000 ffa300
+ff6600 c2ff00 008fff 33ff00 0052ff 00ff29 00ffad 0a00ff adff00 00ff99 ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8
+001fff 00ff3d 0047ff ff00cc 00ffc2 00ff52 000aff 0070ff 3300ff 00c2ff 007aff 00ffa3 ff9900 00ff0a ff7000 8fff00 5200ff
+a3ff00 ffeb00 08b8aa 8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00
+ff00a3 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff 00ffcc
+2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff""").astype(np.uint8)
+CITYSCAPES_CLASSES, _palette = zip(*(entry.rsplit(" ", 1) for entry in _names("""\
+unlabeled 000000, ego vehicle 000000, rectification border 000000, out of roi 000000, static 000000, dynamic 6f4a00,
+ground 510051, road 804080, sidewalk f423e8, parking faaaa0, rail track e6968c, building 464646, wall 66669c, fence
+be9999, guard rail b4a5b4, bridge 966464, tunnel 96785a, pole 999999, polegroup 999999, traffic light faaa1e, traffic
+sign dcdc00, vegetation 6b8e23, terrain 98fb98, sky 4682b4, person dc143c, rider ff0000, car 00008e, truck 000046, bus
+003c64, caravan 00005a, trailer 00006e, train 005064, motorcycle 0000e6, bicycle 770b20, license plate 00008e""")))
+CITYSCAPES_PALETTE = _colours(" ".join(_palette)).astype(np.uint8)
+# The 19 classes that are scored, in the order of their train ids; the licence plate and the others are not.
+CITYSCAPES_SCORED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+COCO_THINGS = 91  # labels 0..90 are things, 91..181 stuff; 11 of the things occur nowhere
+COCO_CLASSES = (*_names("""\
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop
+sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat, backpack,
+umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
+baseball glove, skateboard, surfboard, tennis racket, bottle, plate, wine glass, cup, fork, knife, spoon, bowl,
+banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
+mirror, dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven,
+toaster, sink, refrigerator, blender, book, clock, vase, scissors, teddy bear, hair drier, toothbrush, hair brush,
+banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, ceiling-other, ceiling-tile,
+cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence, floor-marble, floor-other,
+floor-stone, floor-tile, floor-wood, flower, fog, food-other, fruit, furniture-other, grass, gravel, ground-other,
+hill, house, leaves, light, mat, metal, mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow,
+plant-other, plastic, platform, playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, sea,
+shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-other, table, tent, textile-other,
+towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-stone, wall-tile, wall-wood,
+water-other, waterdrops, window-blind, window-other, wood"""), "unlabelled")
+
+
+def open_ade20k(path, split, image_size, seed=0):
+    """ADEChallengeData2016 (Sec. 4.1): 0 = unlabelled, 1..150 = classes; 151 channels, no instances."""
+    path = Path(path)
+    folder = {"train": "training", "val": "validation"}[split]
+    files = {path / "images" / folder: listed(path / "images" / folder, (".jpg",)),
+             path / "annotations" / folder: listed(path / "annotations" / folder, (".png",))}
+    images, labels = files.values()
+    if not images:
+        raise not_there("ade20k", path, f"{path / 'images' / folder}: no pictures there")
+    for name, file in labels.items():
+        if "_parts_" in name or name.endswith("_seg"):
+            raise InputError(f"{file}: belongs to the full ADE20K, whose labels mean something else; expected the files "
+                             f"of ADEChallengeData2016.zip alone")
+    pairs, names = match(files)
+    return Pictures([(*pair, None) for pair in pairs], names, ADE20K_CLASSES, ADE20K_PALETTE, 0, image_size, seed,
+                    classes_of_values("ade20k", 151))
+
+
+def open_cityscapes(path, split, image_size, seed=0):
+    """leftImg8bit and gtFine (Sec. 4.1): labelIds 0..33, and 255 for the licence plate; 35 channels, instances.
+
+    PAPER: 256x512, silent on crops. / HERE: resized, not cropped. / WHY: OASIS's protocol.
+    """
+    path = Path(path)
+    files = {}
+    for folder, suffix in (("leftImg8bit", "_leftImg8bit"), ("gtFine", "_gtFine_labelIds"),
+                           ("gtFine", "_gtFine_instanceIds")):
+        of_suffix = files[path / folder / split / "*" / f"*{suffix}.png"] = {}
+        for city in sorted((path / folder / split).glob("*/")):       # a city without files adds none
+            for name, file in listed(city, (".png",), suffix).items():
+                if of_suffix.setdefault(name, file) != file:
+                    raise InputError(f"{file}: {of_suffix[name]} has the same name; remove one of them")
+    if not next(iter(files.values())):
+        raise not_there("cityscapes", path, f"{path / 'leftImg8bit' / split}: no pictures there")
+    pairs, names = match(files)
+    score_ids = np.full(len(CITYSCAPES_CLASSES), -1)
+    score_ids[list(CITYSCAPES_SCORED)] = np.arange(len(CITYSCAPES_SCORED))
+    return Pictures(pairs, names, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, 0, image_size, seed,
+                    classes_of_values("cityscapes", 35), instances=INSTANCE_RULES["cityscapes"], margin=1,
+                    score_ids=score_ids)
+
+
+def open_coco_stuff(path, split, image_size, seed=0):
+    """COCO-Stuff (Sec. 4.1) in SPADE's layout or the official one: 0..181 = classes, 255 = unlabelled; 183 channels,
+    instances."""
+    path, year = Path(path), f"{split}2017"
+    images = first_of(path, f"{split}_img", year, f"images/{year}")
+    labels = first_of(path, f"{split}_label", f"stuffthingmaps/{year}", f"stuffthingmaps_trainval2017/{year}")
+    instances = path / f"{split}_inst"
+    files = {images: listed(images, (".jpg",)), labels: listed(labels, (".png",))}
+    if not files[images]:
+        raise not_there("coco_stuff", path, f"{path}: no pictures in {split}_img/ or {year}/")
+    if instances.is_dir():
+        files[instances] = listed(instances, (".png",))
+    pairs, names = match(files)
+    rule = INSTANCE_RULES["coco_stuff"]
+    if not instances.is_dir():
+        file = next((f for f in (path / "annotations" / f"instances_{year}.json", path / f"instances_{year}.json")
+                     if f.is_file()), None)
+        if file is None:
+            raise not_there("coco_stuff", path, f"{path}: neither {split}_inst/ nor annotations/instances_{year}.json, "
+                                                f"which say where an instance ends")
+        rule, pairs = read_coco_instances(file, names), [(*pair, None) for pair in pairs]
+    return Pictures(pairs, names, COCO_CLASSES, default_palette(183, 182), 182, image_size, seed,
+                    classes_of_values("coco_stuff", 183), instances=rule)
+
+
+def read_coco_instances(file, names):
+    """COCO's instances_*.json -> flat arrays, which loader processes share.
+
+    `numbers`: the outlines (x, y, x, y, ...) and crowds (run lengths) behind one another; of part p,
+    numbers[start[p]:start[p + 1]], `label`, `crowd` and `instance`; of picture i, its `size` (h, w) and parts
+    first[i]..first[i + 1], crowds first, then large before small, so that small ones end on top. Raises InputError.
+    """
+    try:
+        with open(file) as opened:
+            content = json.load(opened)
+        known = {image["id"]: (image.get("height"), image.get("width")) for image in content["images"]}
+        annotations = {}
+        for a in content["annotations"]:
+            crowd = bool(a["iscrowd"])
+            parts = [a["segmentation"]["counts"]] if crowd else list(a["segmentation"])
+            annotations.setdefault(a["image_id"], []).append((not crowd, -a["area"], a["category_id"] - 1, parts))
+        del content
+        ids = [int(name) for name in names]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected it "
+                         f"from annotations_trainval2017.zip, and pictures named by their ids") from None
+    strange = [name for name, i in zip(names, ids) if i not in known]
+    if strange:
+        raise InputError(f"{file}: does not know {len(strange)} of the {len(names)} pictures, such as {strange[0]}; "
+                         f"expected the file of the same split")
+    numbers, start, label, crowd, instance, first = [], [0], [], [], [], [0]
+    for i in ids:
+        for number, (outline, _, c, parts) in enumerate(sorted(annotations.pop(i, ()), key=lambda a: a[:2]), 1):
+            for part in parts:
+                try:
+                    numbers.append(np.array(part, np.float32))
+                    fits = numbers[-1].ndim == 1 and np.isfinite(numbers[-1]).all() and (
+                        len(part) >= 6 and len(part) % 2 == 0 if outline else all(type(n) is int and n >= 0 for n in part))
+                except (ValueError, TypeError):
+                    fits = False
+                if not fits:
+                    raise InputError(f"{file}: picture {i} has an instance that is neither outlines (x, y, x, y, ...) "
+                                     f"nor plain run lengths; expected the file as in annotations_trainval2017.zip")
+                start.append(start[-1] + len(part))
+                label.append(c), crowd.append(not outline), instance.append(number)
+        first.append(len(label))
+    return {"numbers": np.concatenate([np.empty(0, np.float32), *numbers]), **{key: np.array(value) for key, value in (
+        ("start", start), ("label", label), ("crowd", crowd), ("instance", instance), ("first", first),
+        ("size", [known[i] for i in ids]))}}
+
+
+def paint_coco_instances(coco, index, labels, file):
+    """(h, w) int32 instance ids of picture `index`, 0 = none, where the label map (h, w) has the instance's class.
+
+    PAPER: no rule for pixels that several outlines claim. / HERE: the label map decides between classes, the smaller
+    instance within one. / WHY: label map and offsets then never contradict each other.
+    """
+    h, w = labels.shape
+    if (h, w) != tuple(coco["size"][index]):
+        raise InputError(f"{file} is {w}x{h}, but its instances are for {coco['size'][index][1]}x{coco['size'][index][0]}; "
+                         f"pictures and label maps must have their original size")
+    painted = np.zeros((h, w), np.int32)
+    for p in range(coco["first"][index], coco["first"][index + 1]):
+        numbers = coco["numbers"][coco["start"][p]:coco["start"][p + 1]]
+        if not coco["crowd"][p]:
+            window, inside = fill_outline(numbers.reshape(-1, 2), h, w)
+        elif numbers.sum() == h * w:                                  # runs out, in, out, ... down the columns
+            runs = np.repeat(np.arange(len(numbers)) % 2 == 1, numbers.astype(int))                    # (w h,)
+            window, inside = np.s_[:, :], runs.reshape(w, h).T                                         # (h, w)
+        else:
+            raise InputError(f"{file} is {w}x{h}, {h * w} pixels, but a crowd among its instances has "
+                             f"{int(numbers.sum())}; the picture must have its original size")
+        painted[window][inside & (labels[window] == coco["label"][p])] = coco["instance"][p]
+    return painted
+
+
+def fill_outline(points, h, w):
+    """Pixels whose middle lies inside a closed outline (n, 2) of x and y, by the even-odd rule, in an h x w picture
+    -> (window of the picture, (rows, columns) bool in it)."""
+    (left, top), (right, bottom) = (f(points).clip(0, (w, h)).astype(int) for f in (
+        lambda p: np.floor(p.min(axis=0)), lambda p: np.ceil(p.max(axis=0))))
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+    middle = np.arange(top, bottom)[:, None] + 0.5                                                     # (rows, 1)
+    row, edge = np.nonzero((y0 > middle) != (y1 > middle))            # where a row's middle line crosses an edge
+    x = x0[edge] + (middle[row, 0] - y0[edge]) / (y1[edge] - y0[edge]) * (x1[edge] - x0[edge])
+    crossings = np.zeros((bottom - top, right - left + 1), np.int32)
+    np.add.at(crossings, (row, np.ceil(x - 0.5).clip(left, right).astype(int) - left), 1)
+    return np.s_[top:bottom, left:right], crossings.cumsum(axis=1)[:, :-1] % 2 == 1
+
+
+def open_folder(path, split, image_size, seed=0):
+    """Anybody's own data in the generic layout (TREES["folder"]), any sizes; with a palette.txt, coloured label maps."""
+    path = Path(path)
+    if not (path / "classes.txt").is_file():
+        raise not_there("folder", path, f"{path}: no classes.txt there")
+    classes = tuple(name.strip() for name in read_lines(path / "classes.txt"))
+    if not all(classes) or len(classes) > 256:
+        raise InputError(f"{path / 'classes.txt'}: expected 1 to 256 lines with a class name each, found "
+                         f"{len(classes)} lines, {classes.count('')} of them empty")
+    unknown = next((c for c, name in enumerate(classes) if name.lower() in ("unlabelled", "unlabeled")), None)
+    colours = read_palette(path / "palette.txt", classes) if (path / "palette.txt").is_file() else None
+    files = {path / kind / split: listed(path / kind / split, endings) for kind, endings in (
+        ("images", IMAGE_ENDINGS), ("labels", (".png",)), ("instances", (".png",)))
+        if (path / kind).is_dir() or kind != "instances"}
+    if not files[path / "images" / split]:
+        raise not_there("folder", path, f"{path / 'images' / split}: no pictures there")
+    pairs, names = match(files)
+    return Pictures([(*pair, None)[:3] for pair in pairs], names, classes,
+                    default_palette(len(classes), unknown) if colours is None else colours, unknown, image_size, seed,
+                    classes_of_values("folder", len(classes)), colours, "ids" if len(files) > 2 else None, upright=True)
+
+
+def read_lines(file):
+    try:
+        return file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: not UTF-8 text; save it as UTF-8") from None
+
+
+def read_palette(file, classes):
+    """palette.txt: "R G B" a line, one for each line of classes.txt -> (C, 3) uint8. Raises InputError."""
+    lines = [line.split() for line in read_lines(file)]
+    bad = [n for n, line in enumerate(lines, 1)
+           if len(line) != 3 or not all(v.isdecimal() and int(v) < 256 for v in line)]
+    if bad or len(lines) != len(classes) or len({tuple(map(int, line)) for line in lines}) < len(lines):
+        raise InputError(f"{file}: expected {len(classes)} different lines of three numbers 0..255, R G B, one for each "
+                         f"line of classes.txt; found {len(lines)} lines" + (f", line {bad[0]} unlike that" if bad else ""))
+    return np.array(lines).astype(np.uint8)
 
 
 def open_dataset(name, path, split, image_size, seed=0):
     """--dataset NAME -> a dataset (see the module docstring). image_size: (H, W). split: "train" or "val"."""
+    openers = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "coco_stuff": open_coco_stuff,
+               "folder": open_folder}
     if name == "toy":
         return ToyScenes(split, image_size, seed)
-    if name not in DATASETS:
+    if name not in openers:
         raise InputError(f"--dataset {name} is unknown; choose from {', '.join(DATASETS)}")
-    if name != "folder":
-        # ade20k, cityscapes and coco_stuff come in here, each a class beside Folder
-        raise InputError(f"--dataset {name} cannot be read in its official layout yet; lay it out as follows "
-                         f"and use --dataset folder\n{FOLDER_TREE}")
     if path is None:
-        raise InputError(f"--dataset folder needs --data-path DIR with\n{FOLDER_TREE}")
-    return Folder(path, split, image_size, seed)
+        raise InputError(f"--dataset {name} needs --data-path DIR with\n{TREES[name]}")
+    return openers[name](path, split, image_size, seed)
 
 
 # --------------------------------------------------------------------------------- rare-class sampling
@@ -641,37 +1011,133 @@ class RareClassBatches:
 
 # ---------------------------------------------------------------------------------- a look at the data
 
+def survey(dataset):
+    """Read everything once -> a dict: sizes [(h, w), ...], pixels (N, C), instances (N,), problems [text, ...]."""
+    def look(index):
+        try:
+            _, labels, instances = dataset.load(index)
+        except InputError as error:
+            return str(error)
+        count = 0 if instances is None else len(np.unique(instances[instances > 0]))
+        return labels.shape, np.bincount(labels.ravel(), minlength=len(dataset.classes)), count
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        seen = list(tqdm(pool.map(look, range(len(dataset))), total=len(dataset), desc="reading", disable=None))
+    good = [s for s in seen if not isinstance(s, str)]
+    return {"sizes": [s[0] for s in good], "pixels": np.array([s[1] for s in good]).reshape(-1, len(dataset.classes)),
+            "instances": np.array([s[2] for s in good]), "problems": [s for s in seen if isinstance(s, str)]}
+
+
+def report(dataset, found):
+    """What a person wants to know of a dataset before training on it, as text."""
+    sizes, pixels = found["sizes"], found["pixels"]
+    lines = [f"{len(dataset)} samples, {len(dataset.classes)} classes, "
+             + (f"{int(found['instances'].sum()):,} instances" if dataset.has_instances else "no instances")]
+    if sizes:
+        area = sorted(sizes, key=lambda s: s[0] * s[1])
+        upright, square = sum(h > w for h, w in sizes), sum(h == w for h, w in sizes)
+        lines.append(f"sizes (height x width): {len(set(sizes))} different, {area[0][0]}x{area[0][1]} to {area[-1][0]}x"
+                     f"{area[-1][1]}; {upright} portrait, {square} square, {len(sizes) - upright - square} landscape")
+        share, images = pixels.sum(axis=0) / pixels.sum(), (pixels > 0).sum(axis=0)
+        lines.append("class                        of pixels    in samples")
+        for c in np.flatnonzero(images):
+            lines.append(f"{c:5d} {dataset.classes[c]:<22}{share[c]:9.3%} {images[c]:9,}"
+                         + ("    unknown" if c == dataset.unknown else ""))
+        never = [f"{c} {dataset.classes[c]}" for c in np.flatnonzero(images == 0)]
+        lines.append(f"never seen: {', '.join(never) if never else 'none'}")
+    return "\n".join(lines)
+
+
+def sample_page(dataset, rows):
+    """{title: (rows, H, W, 3) uint8} for draw_page: samples spread over the dataset, as the networks get them."""
+    columns = {"picture": [], "label map": []}
+    for i in range(rows):
+        image, labels, instances = dataset.planes(i * len(dataset) // rows)
+        columns["picture"].append(image)
+        columns["label map"].append(colour_labels(labels, dataset.palette))
+        if instances is not None:
+            mixed = instances.astype(np.int64) * 2654435761 >> np.array([[[8]], [[14]], [[20]]])      # (3, H, W)
+            columns.setdefault("instances", []).append(np.where(instances > 0, 64 + mixed % 192, 0).astype(
+                np.uint8).transpose(1, 2, 0))
+            dy, dx = (offset_maps(instances) * 3).clip(-1, 1)                                         # (H, W) each
+            columns.setdefault("offsets: down red, right green", []).append(np.stack(
+                [127.5 + 127 * dy, 127.5 + 127 * dx, np.full_like(dx, 127.5)], axis=2).astype(np.uint8))
+    return columns
+
+
+def draw_page(columns, path):
+    """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column."""
+    H, W = columns[next(iter(columns))][0].shape[:2]
+    zoom = max(1, round(128 / H))
+    page = np.concatenate([np.concatenate(list(c), axis=0) for c in columns.values()], axis=1)
+    page = Image.fromarray(page).resize((page.shape[1] * zoom, page.shape[0] * zoom), Image.NEAREST)
+    sheet = Image.new("RGB", (page.width, page.height + 16), "white")
+    sheet.paste(page, (0, 16))
+    for i, title in enumerate(columns):
+        ImageDraw.Draw(sheet).text((i * W * zoom + 4, 2), title, fill="black")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        sheet.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class OnlyDecoded:
+    """The pictures of a dataset, decoded and thrown away: what a loader cannot do without."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def __getitem__(self, key):
+        return np.asarray(open_picture(self.files[key[0]][0]).convert("RGB")).shape[0]
+
+
+def samples_per_second(dataset, workers, samples):
+    """What `dataset` gives for training keys, in batches of 16 from `workers` loader processes; the start left out."""
+    keys = [[(i % len(dataset.files), 0, i) for i in range(first, first + 16)] for first in range(0, samples + 32, 16)]
+    batches = iter(torch.utils.data.DataLoader(dataset, batch_sampler=keys, num_workers=workers))
+    next(batches), next(batches)
+    start = time.perf_counter()
+    return sum(16 for _ in batches) / (time.perf_counter() - start)
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Count the classes of a dataset and draw a page of its samples.",
+    parser = argparse.ArgumentParser(description="Check a dataset before training on it: reads every file, counts, lists "
+                                     "what is wrong, and draws a page of samples. Exit code 2 if anything is wrong.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dataset", choices=DATASETS, default="toy")
-    parser.add_argument("--data-path", help="folder of the dataset; not needed for toy")
+    parser.add_argument("--data-path", help="folder of the dataset; not needed for toy; a wrong one shows the layout")
     parser.add_argument("--split", choices=("train", "val"), default="train")
-    parser.add_argument("--image-size", type=parse_size, default="64", help="height x width, as 64 or 256x512")
-    parser.add_argument("--output", default="data.png", help="the page of samples: picture | labels | offsets")
+    parser.add_argument("--image-size", type=parse_size, help="height x width of the samples; default as in training")
+    parser.add_argument("--rows", type=int, default=6, help="samples on the page")
+    parser.add_argument("--output", type=Path, default="data.png", help="the page, a PNG")
+    parser.add_argument("--speed", type=int, metavar="N", help="instead: training samples a second from --workers "
+                        "processes, over N samples, beside decoding the pictures alone")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    dataset = open_dataset(args.dataset, args.data_path, args.split, args.image_size)
-    presence = class_presence(dataset)
-    print(f"{args.dataset} {args.split}: {len(dataset)} samples, {len(dataset.classes)} classes, instances: "
-          f"{'yes' if dataset.has_instances else 'no'}, unknown class: {dataset.unknown}")
-    for c, name in enumerate(dataset.classes):
-        print(f"  {c:3d} {name:<16} in {presence[:, c].mean():6.1%} of the samples"
-              + ("" if presence[:, c].any() else "   <- never seen"))
-    rows = []
-    for i in range(min(6, len(dataset))):
-        sample = dataset[i]
-        picture = sample["image"].permute(1, 2, 0).numpy()
-        row = [picture, colour_labels(sample["label_map"], dataset.palette)]
-        if dataset.has_instances:
-            dy, dx = sample["offsets"].numpy()
-            row.append(np.stack([127.5 + 127 * 3 * np.clip(dy, -1/3, 1/3), 127.5 + 127 * 3 * np.clip(dx, -1/3, 1/3),
-                                 np.full_like(dx, 127.5)], axis=2).astype(np.uint8))
-        rows.append(np.concatenate(row, axis=1))
-    try:
-        Image.fromarray(np.concatenate(rows)).save(args.output)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--output {args.output}: cannot be written ({error}); give a PNG in a folder that exists") from None
-    print(f"page of samples: {args.output}")
+    size = args.image_size or {"toy": (64, 64), "cityscapes": (256, 512)}.get(args.dataset, (256, 256))
+    dataset = open_dataset(args.dataset, args.data_path, args.split, size)
+    if args.speed is not None:
+        if args.dataset == "toy" or args.workers < 1 or args.speed < 16:
+            raise InputError("--speed N needs a dataset of files, N of 16 or more, and one worker or more")
+        whole, decoding = (samples_per_second(d, args.workers, args.speed) for d in (dataset, OnlyDecoded(dataset.files)))
+        print(f"{args.dataset}, {size[0]}x{size[1]}, {args.workers} workers: {whole:.0f} training samples/s; decoding "
+              f"the picture files alone {decoding:.0f}/s; ratio {whole / decoding:.2f}")
+        return
+    found = survey(dataset)
+    print(f"{args.dataset}, {args.split}: {report(dataset, found)}")
+    if not found["problems"]:
+        try:
+            draw_page(sample_page(dataset, min(max(args.rows, 1), len(dataset))), args.output)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--output {args.output}: cannot be written ({error}); give a PNG in a folder that "
+                             f"exists") from None
+        print(f"page of samples: {args.output}")
+        return
+    for problem in found["problems"][:50]:
+        print(f"  {problem}", file=sys.stderr)
+    raise InputError(f"{len(found['problems'])} of {len(dataset)} samples cannot be used, for the reasons above")
 
 
 def parse_size(text):

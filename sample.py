@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import (DATASETS, InputError, check_instances, check_labels, colour_labels, offset_maps, open_dataset,
-                  open_picture, parse_size)
+from data import (DATASETS, INSTANCE_RULES, InputError, classes_of_values, colour_labels, instance_ids, nearest,
+                  offset_maps, open_dataset, parse_size, read_instances, read_labels)
 from generator import Generator, to_pixels, z_of_seed
 
 GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
@@ -83,17 +83,23 @@ def read_maps(args, checkpoint, size):
     if offset_channels and not args.instances:
         print("this model takes instance offsets; without --instances every one of them is 0")
     H, W = size
+    class_of = classes_of_values(checkpoint["dataset"], len(checkpoint["classes"]))
+    colours = np.array(checkpoint["palette"], np.uint8)
+    if len(np.unique(colours, axis=0)) < len(colours):
+        colours = None  # a colour does not tell the class
     for file in files[:args.count or None]:
-        labels = check_labels(open_picture(file), file, len(checkpoint["classes"]))
-        label_map = torch.from_numpy(np.array(labels.resize((W, H), Image.NEAREST)))
+        labels = read_labels(file, class_of, colours)                                # (h, w)
+        window = np.ix_(nearest(labels.shape[0], H), nearest(labels.shape[1], W))
+        label_map = torch.from_numpy(labels[window])                                 # (H, W)
         offsets = torch.zeros(2, H, W) if offset_channels else None
         if args.instances:
             instance_file = args.instances / file.name if args.instances.is_dir() else args.instances
-            instances = check_instances(open_picture(instance_file), instance_file)
-            if instances.size != labels.size:
-                raise InputError(f"{instance_file} is {instances.size[0]}x{instances.size[1]} but {file} is "
-                                 f"{labels.size[0]}x{labels.size[1]}; the two must have the same size")
-            offsets = torch.from_numpy(offset_maps(np.array(instances.resize((W, H), Image.NEAREST))))
+            instances = read_instances(instance_file)                                # (h, w)
+            if instances.shape != labels.shape:
+                raise InputError(f"{instance_file} is {instances.shape[1]}x{instances.shape[0]} but {file} is "
+                                 f"{labels.shape[1]}x{labels.shape[0]}; the two must have the same size")
+            instances = instance_ids(instances, labels, INSTANCE_RULES[checkpoint["dataset"]])
+            offsets = torch.from_numpy(offset_maps(instances[window]))               # (2, H, W)
         yield file.stem, label_map, offsets
 
 

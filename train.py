@@ -9,6 +9,7 @@ a run that was interrupted ends where an uninterrupted one ends. A run folder ho
 
     options.json    what it was last started with          latest.pt       everything, to go on from
     metrics.jsonl   one line a log interval                ema_*.pt        the averaged generator, for sample.py
+    scores.jsonl    with --evaluate-every                  ema_best.pt     the one nearest to the real pictures
     strip_*.png     what to look at, and strip.png, the newest of them
 """
 import argparse
@@ -27,11 +28,10 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torchvision
-from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import (DATASETS, InputError, RareClassBatches, class_presence, colour_labels, open_dataset,
+from data import (DATASETS, InputError, RareClassBatches, class_presence, colour_labels, draw_page, open_dataset,
                   parse_size, sampling_probabilities)
 from discriminator import (BACKBONES, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, IMAGENET_MEAN, IMAGENET_STD,
                            Discriminator)
@@ -141,7 +141,7 @@ def parse_options(argv):
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16 autocast; losses stay float32")
-    group.add_argument("--compile", action="store_true", help="torch.compile the networks")
+    group.add_argument("--compile", action="store_true", help="torch.compile all but D's decoder; minutes at the start")
     group.add_argument("--workers", type=int, help="loader processes per rank")
     group = parser.add_argument_group("output")
     group.add_argument("--output-dir", help="run folder; a run found there is resumed")
@@ -149,10 +149,15 @@ def parse_options(argv):
     group.add_argument("--picture-every", type=int, help="steps; 0 = only at the end")
     group.add_argument("--save-every", type=int, help="steps between writes of latest.pt; 0 = only at the end")
     group.add_argument("--ema-every", type=int, help="steps between the ema_*.pt that are kept; 0 = only at the end")
+    group.add_argument("--evaluate-every", type=int, default=0, help="steps between evaluate.py's distances to the real "
+                       "validation pictures, into scores.jsonl; the best is kept as ema_best.pt; 0 = never")
+    group.add_argument("--inception-weights", default="random" if known.dataset == "toy" else "download",
+                       help="for --evaluate-every: download (FID), torchvision, random, or a file")
     parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
     for names, low, high in ((("steps", "batch_size", "log_every", "diversity_every", "anchors", "negatives"), 1, 10 ** 9),
-                             (("micro_batch_size", "workers", "seed", "picture_every", "save_every", "ema_every"), 0, 10 ** 9),
+                             (("micro_batch_size", "workers", "seed", "picture_every", "save_every", "ema_every",
+                               "evaluate_every"), 0, 10 ** 9),
                              (("lambda_gan", "lambda_c", "lambda_d", "gamma", "clip_grad", "tau_div"), 0, 1e9),
                              (("lr", "tau"), 1e-12, 1e9), (("label_smoothing", "ema_decay"), 0, 0.999999)):
         for name in names:
@@ -325,21 +330,6 @@ def fingerprint(net):
 
 # --------------------------------------------------------------------------------------------- pictures
 
-def draw_strip(columns, path):
-    """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column."""
-    H, W = next(iter(columns.values())).shape[1:3]
-    zoom = max(1, round(128 / H))
-    page = np.concatenate([np.concatenate(list(c), axis=0) for c in columns.values()], axis=1)
-    page = Image.fromarray(page).resize((page.shape[1] * zoom, page.shape[0] * zoom), Image.NEAREST)
-    sheet = Image.new("RGB", (page.width, page.height + 16), "white")
-    sheet.paste(page, (0, 16))
-    for i, title in enumerate(columns):
-        ImageDraw.Draw(sheet).text((i * W * zoom + 4, 2), title, fill="black")
-    temporary = path.with_name(path.name + ".tmp")
-    sheet.save(temporary, format="PNG")
-    os.replace(temporary, path)
-
-
 @torch.no_grad()
 def strip_columns(G, ema, D, dataset, device):
     """The anatomy of training on validation samples: what goes in, what comes out, what D says."""
@@ -387,18 +377,23 @@ def list_of(value):
     return list(value) if isinstance(value, (tuple, list)) else value
 
 
-def keep_metrics_up_to(step, path):
-    """Drop the lines of steps that a killed run logged after its last save, and a half-written one."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = []
-    for line in lines:
+def read_lines_of(path):
+    """The dicts of a .jsonl file, up to a half-written one."""
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
+            lines.append(json.loads(line))
+        except ValueError:
             break
+    return lines
+
+
+def keep_steps_up_to(step, path):
+    """Drop the lines of steps that a killed run logged after its last save, and a half-written one."""
+    if not path.is_file():
+        return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in read_lines_of(path) if line["step"] <= step))
     os.replace(temporary, path)
 
 
@@ -578,24 +573,23 @@ def stop_on_signals():
 
 # --------------------------------------------------------------------------------------------- training
 
-def train(args):
-    device, rank, world = setup_distributed(args.device)
-    say = print if rank == 0 else (lambda *_, **__: None)
-    H, W = args.image_size
-    networks = PRESETS[args.preset][1]
+def split_batch(args, world):
+    """-> (images per rank, per rank at once, and how often to accumulate). Raises InputError for sizes that do not divide."""
     per_rank = args.batch_size // world
     micro = args.micro_batch_size or per_rank
     if args.batch_size % world or per_rank % micro:
         raise InputError(f"--batch-size {args.batch_size} must split evenly over {world} ranks and into micro-"
                          f"batches of {micro}; choose a multiple of {world * micro}")
-    accumulation = per_rank // micro
-    step_of = max(2 ** (len(networks["widths"]) - 2), 32)
+    (H, W), step_of = args.image_size, max(2 ** (len(PRESETS[args.preset][1]["widths"]) - 2), 32)
     if H % step_of or W % step_of:
         raise InputError(f"--image-size {H}x{W}: both sides must be divisible by {step_of} (the pyramids halve "
                          f"the picture); the nearest is {max(step_of, round(H / step_of) * step_of)}x"
                          f"{max(step_of, round(W / step_of) * step_of)}")
+    return per_rank, micro, per_rank // micro
 
-    # ---- data
+
+def open_run(args, rank, world):
+    """-> (training set, validation set, run folder, p of each training picture). Raises InputError."""
     dataset = open_dataset(args.dataset, args.data_path, "train", args.image_size, args.seed)
     validation = open_dataset(args.dataset, args.data_path, "val", args.image_size, args.seed)
     run = Path(args.output_dir)
@@ -610,10 +604,12 @@ def train(args):
         probabilities += torch.from_numpy(sampling_probabilities(presence, dataset.unknown))
     if world > 1:
         dist.broadcast(probabilities, 0)  # over gloo, which waits half an hour for a large dataset
-    probabilities = probabilities.numpy()
+    return dataset, validation, run, probabilities.numpy()
 
-    # ---- networks
-    num_classes = len(dataset.classes)
+
+def build_networks(args, dataset, probabilities, run, device, rank, world, say):
+    """-> (generator, discriminator, features of Eq. 5, the generator's options). Raises InputError for weights."""
+    num_classes, networks = len(dataset.classes), PRESETS[args.preset][1]
     torch.manual_seed(args.seed)
     generator_options = dict(num_classes=num_classes, offset_channels=2 * dataset.has_instances, **{
         k: networks[k] for k in ("widths", "stem_channels", "label_channels", "z_dim", "noise_tokens",
@@ -621,8 +617,8 @@ def train(args):
     G = Generator(**generator_options)
     weights = args.backbone_weights
     if weights == "self":
-        key = hashlib.sha256(repr((dataset.fingerprint(), dataset.classes, args.seed, H, W)).encode()).hexdigest()[:8]
-        weights = str(run / f"backbone_{args.backbone}_{key}.pt")
+        key = repr((dataset.fingerprint(), dataset.classes, args.seed, *args.image_size)).encode()
+        weights = str(run / f"backbone_{args.backbone}_{hashlib.sha256(key).hexdigest()[:8]}.pt")
         if rank == 0 and not Path(weights).is_file():
             say(f"pre-training {args.backbone} on the classes of {args.dataset}, {PRETRAIN_STEPS} steps, once", flush=True)
             pretrain_backbone(args.backbone, dataset, probabilities, Path(weights), args.seed, device, args.workers)
@@ -639,9 +635,22 @@ def train(args):
         dist.barrier()
     G, D, P = (synchronise_batch_norm(net, device, world).to(device, memory_format=torch.channels_last)
                for net in (G, D, P))
+    return G, D, P, generator_options
+
+
+def train(args):
+    device, rank, world = setup_distributed(args.device)
+    say = print if rank == 0 else (lambda *_, **__: None)
+    H, W = args.image_size
+    per_rank, micro, accumulation = split_batch(args, world)
+    dataset, validation, run, probabilities = open_run(args, rank, world)
+    num_classes = len(dataset.classes)
+    G, D, P, generator_options = build_networks(args, dataset, probabilities, run, device, rank, world, say)
     ema = copy.deepcopy(G).requires_grad_(False)
     if args.compile:
-        for net in (G, D, D.backbone, P):
+        # TRAP: not the rest of D: its spectral norm is stepped again before the backward pass of Eq. 3, which compiled
+        # code (torch 2.15) does not allow.
+        for net in (G, D.backbone, P):
             net.compile()
     G_parameters = [p for net in (G, P) for p in net.parameters() if p.requires_grad]
     D_parameters = [p for p in D.parameters() if p.requires_grad]
@@ -660,7 +669,8 @@ def train(args):
                       optimiser_G=optimiser_G, optimiser_D=optimiser_D)
     if rank == 0:
         (run / "options.json").write_text(json.dumps(vars(args), indent=1))
-        keep_metrics_up_to(done, run / "metrics.jsonl")
+        for log in ("metrics.jsonl", "scores.jsonl"):
+            keep_steps_up_to(done, run / log)
 
     sampler = RareClassBatches(probabilities, args.batch_size, done, args.steps, args.seed, rank, world)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers,
@@ -698,18 +708,17 @@ def train(args):
                              "optimiser_G": optimiser_G.state_dict(),
                              "optimiser_D": optimiser_D.state_dict()}, latest)
 
-    def save_ema(step):
+    def save_ema(step, name, scores):
         if rank == 0:
             save_atomically({"step": step, "generator": generator_options, "ema": ema.state_dict(),
                              "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
-                             "palette": dataset.palette.tolist(), "unknown": dataset.unknown},
-                            run / f"ema_{step:07d}.pt")
+                             "palette": dataset.palette.tolist(), "unknown": dataset.unknown, "scores": scores}, run / name)
 
     def picture(step):
         columns = strip_columns(G, ema, D, validation, device)
         if rank == 0:
             for name in (f"strip_{step:07d}.png", "strip.png"):
-                draw_strip(columns, run / name)
+                draw_page(columns, run / name)
 
     banner(say, args, device, world, micro, accumulation, G, D, P, run, done, len(dataset))
     if done >= args.steps:
@@ -717,6 +726,12 @@ def train(args):
         return finish(say, run, world)
     stopping = stop_on_signals()
     control = dist.new_group(backend="gloo") if world > 1 else None
+    best = float("inf")
+    if args.evaluate_every:
+        import evaluate  # it imports this file, and is wanted here only
+        inception, distance, _, key = evaluate.load_inception(args.inception_weights, device)
+        reference = evaluate.dataset_reference(validation, inception, key, device, rank, world, cache=run)
+        best = min((line[distance] for line in read_lines_of(run / "scores.jsonl") if distance in line), default=best)
     pixels, nets, log, agreed, busy_since = H * W, {"G": G, "D": D, "P": P}, [], None, time.time()
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True,
                     disable=None if rank == 0 else True)
@@ -819,11 +834,12 @@ def train(args):
         if world > 1:  # every rank learns of a signal one step later, and all stop at the same step
             flag = torch.tensor([len(stopping)])
             agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=control, async_op=True)
-        saves_now, keeps_now, draws_now = (  # after a signal there may be seconds only: latest.pt alone
+        saves_now, keeps_now, draws_now, scores_now = (  # after a signal there may be seconds only: latest.pt alone
             step == args.steps or (every and step % every == 0 and not stop)
-            for every in (args.save_every, args.ema_every, args.picture_every))
+            for every in (args.save_every, args.ema_every, args.picture_every, args.evaluate_every))
+        scores_now = scores_now and args.evaluate_every > 0
         saves_now = saves_now or stop
-        if logs_now or saves_now or keeps_now or draws_now:
+        if logs_now or saves_now or keeps_now or draws_now or scores_now:
             check_finite(log, step, nets, latest)
         if logs_now:
             values.update({name: norm for name, norm in (("G_gradient", norm_G), ("D_gradient", norm_D))},
@@ -839,12 +855,22 @@ def train(args):
                 report(line, args.steps, progress)
             log, busy_since = [], time.time()
         paused = time.time()
-        if draws_now or keeps_now:
+        if draws_now or keeps_now or scores_now:
             refresh_ema(ema, G, calibration_batches)
         if draws_now:
             picture(step)
+        scores = {}
+        if scores_now:
+            scores = {distance: evaluate.score_generator(ema, validation, inception, reference, device, rank, world)}
+            say(f"step {step}: {distance} {scores[distance]:.3f}" + (", the best so far" if scores[distance] < best else ""))
+            if rank == 0:
+                with open(run / "scores.jsonl", "a") as file:
+                    file.write(json.dumps({"step": step, **scores}) + "\n")
+            if scores[distance] < best:
+                best = scores[distance]
+                save_ema(step, "ema_best.pt", scores)
         if keeps_now:
-            save_ema(step)
+            save_ema(step, f"ema_{step:07d}.pt", scores)
         if saves_now:  # last, because latest.pt is what says that a step was reached
             save(step)
         busy_since += time.time() - paused  # pictures and checkpoints are not training time
@@ -857,11 +883,18 @@ def train(args):
 
 
 def finish(say, run, world):
-    newest = sorted(run.glob("ema_*.pt"))
+    newest = sorted(run.glob("ema_[0-9]*.pt"))
     say(f"picture:    {run / 'strip.png'}\ncheckpoint: {newest[-1] if newest else run / 'latest.pt'}")
     if world > 1:
-        dist.barrier()  # TRAP: torch 2.6 can hang in the next line while a tensor of the last collective is being freed
-        dist.destroy_process_group()
+        leave_ranks()
+
+
+def leave_ranks():
+    """End the process group. TRAP: torch 2.6 hangs in there if gloo's threads still have to free a tensor, for which they
+    need the interpreter, so it is given to them first."""
+    dist.barrier()
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

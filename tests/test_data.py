@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data import (BOAT, CAR, HOUSE, PERSON, TOY_CLASSES, TREE, Folder, InputError, RareClassBatches,
-                  ToyScenes, class_presence, default_palette, offset_maps, open_dataset, parse_size,
+from data import (BOAT, CAR, HOUSE, PERSON, TOY_CLASSES, TREE, InputError, Pictures, RareClassBatches,
+                  ToyScenes, class_presence, default_palette, offset_maps, open_dataset, open_folder, parse_size,
                   sampling_probabilities, toy_layout, toy_scene)
 
 # ---------------------------------------------------------------------------------------------- offset maps
@@ -199,7 +199,7 @@ def scene(seed=0, height=48, width=64):
 def test_folder_pairs_pictures_and_labels_by_name(tmp_path):
     """Unaugmented and at their own size, samples are the files as they are, in the order of their names."""
     scenes = {"b": scene(1), "a": scene(2)}
-    dataset = Folder(write_tree(tmp_path, scenes), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, scenes), "train", (48, 64))
     assert (len(dataset), dataset.names) == (2, ["a", "b"])
     for i, name in enumerate("ab"):
         sample, picture, labels = dataset[i], scenes[name]["images"], scenes[name]["labels"]
@@ -213,7 +213,7 @@ def test_folder_resizes_to_height_by_width(tmp_path):
     """Files of any size; labels by nearest neighbour: no label appears that was not there."""
     labels = 3 * np.random.default_rng(0).integers(2, size=(40, 100), dtype=np.uint8)
     labels[:, :20], labels[:, 80:] = 0, 3
-    dataset = Folder(write_tree(tmp_path, {"a": {"images": Image.new("RGB", (100, 40)), "labels": labels}}),
+    dataset = open_folder(write_tree(tmp_path, {"a": {"images": Image.new("RGB", (100, 40)), "labels": labels}}),
                      "train", (32, 64))
     image, label_map = dataset[0]["image"], dataset[0]["label_map"]
     assert image.shape == (3, 32, 64) and label_map.shape == (32, 64), "image_size is (height, width)"
@@ -224,13 +224,13 @@ def test_folder_resizes_to_height_by_width(tmp_path):
 
 def test_folder_reads_the_class_names(tmp_path):
     """One name a line, line number = label value; no class is unknown unless it says so."""
-    dataset = Folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64))
     assert (dataset.classes, dataset.unknown) == (("sky", "ground", "tree", "house"), None)
 
 
 def test_folder_class_unlabelled_is_the_unknown_one(tmp_path):
     write_tree(tmp_path, {"a": scene()}, ("sky", "ground", "unlabelled", "house"))
-    dataset = Folder(tmp_path, "train", (48, 64))
+    dataset = open_folder(tmp_path, "train", (48, 64))
     assert dataset.unknown == 2, "the class named unlabelled is the third, index 2"
     assert not dataset.palette[2].any(), "the unknown class is drawn in black"
 
@@ -243,7 +243,7 @@ def test_folder_pictures_of_any_mode_become_rgb(tmp_path, mode, ending):
     (tmp_path / "images/train/a.png").unlink()
     colour = (90, 90, 90) if mode == "L" else (200, 100, 50)
     Image.new("RGB", (64, 48), colour).convert(mode).save(tmp_path / f"images/train/a.{ending}")
-    image = Folder(tmp_path, "train", (48, 64))[0]["image"]
+    image = open_folder(tmp_path, "train", (48, 64))[0]["image"]
     assert image.shape == (3, 48, 64) and image.dtype == torch.uint8
     found = image.float().mean(dim=(1, 2)).tolist()
     assert np.allclose(found, colour, atol=6), f"{mode}: the colour {colour} came out as {found}"
@@ -256,7 +256,7 @@ def test_folder_palette_label_maps_are_read_as_indices(tmp_path):
     planes["labels"] = Image.fromarray(labels)
     planes["labels"].putpalette([255, 0, 0, 0, 255, 0, 9, 9, 9, 200, 200, 200])
     assert planes["labels"].mode == "P"
-    sample = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))[0]
+    sample = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))[0]
     assert np.array_equal(sample["label_map"], labels), "the label map is not the palette indices"
 
 
@@ -265,7 +265,7 @@ def test_folder_palette_label_maps_are_read_as_indices(tmp_path):
 def test_augmentation_is_a_function_of_seed_epoch_and_draw(tmp_path):
     """A resumed run, or another loader process, sees what the first one would have seen."""
     tree = write_tree(tmp_path, {"a": scene()})
-    first, second = Folder(tree, "train", (48, 64), seed=3), Folder(tree, "train", (48, 64), seed=3)
+    first, second = open_folder(tree, "train", (48, 64), seed=3), open_folder(tree, "train", (48, 64), seed=3)
     np.random.seed(0)
     for draw in range(5):
         once, again = first[0, 2, draw], second[0, 2, draw]
@@ -274,7 +274,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_draw(tmp_path):
 
 def test_augmentation_differs_with_draw_epoch_and_seed(tmp_path):
     tree = write_tree(tmp_path, {"a": scene()})
-    datasets = [Folder(tree, "train", (48, 64), seed=seed) for seed in (3, 4)]
+    datasets = [open_folder(tree, "train", (48, 64), seed=seed) for seed in (3, 4)]
     for what, draws in {"draw": [datasets[0][0, 2, n] for n in range(10)],
                         "epoch": [datasets[0][0, n, 2] for n in range(10)]}.items():
         different = len({sample["image"].numpy().tobytes() for sample in draws})
@@ -286,7 +286,7 @@ def test_augmentation_differs_with_draw_epoch_and_seed(tmp_path):
 def test_picture_and_labels_are_cropped_and_flipped_together(tmp_path):
     """The red of every pixel says what its label must be. Left
     out: pixels within 3 of a border between labels."""
-    dataset, flipped = Folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64)), 0
+    dataset, flipped = open_folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64)), 0
     plain = dataset[0]["label_map"].numpy().astype(float)
     for draw in range(20):
         sample = dataset[0, 0, draw]
@@ -305,7 +305,7 @@ def test_offsets_are_those_of_the_flipped_and_cropped_instances(tmp_path):
     """Instance ids equal to the labels: the offsets must be those of the label map that comes with them."""
     planes = scene()
     planes["instances"] = planes["labels"].astype(np.uint16)
-    dataset = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
     assert dataset.has_instances
     for draw in range(8):
         sample = dataset[0, 0, draw]
@@ -328,13 +328,13 @@ def test_a_file_without_its_partner_is_refused(tmp_path, missing, left):
     write_tree(tmp_path, {"a": scene(), "b": scene()})
     (tmp_path / missing / "train" / "b.png").unlink()
     assert_refused([str(tmp_path / left / "train" / "b.png"), str(tmp_path / missing / "train")],
-                   lambda: Folder(tmp_path, "train", (48, 64)))
+                   lambda: open_folder(tmp_path, "train", (48, 64)))
 
 
 def test_a_picture_without_its_instance_map_is_refused(tmp_path):
     """Where there is an instances folder, every picture needs a file there."""
     write_tree(tmp_path, {"a": {**scene(), "instances": np.zeros((48, 64), np.uint8)}, "b": scene()})
-    assert_refused(["b.png", "instances"], lambda: Folder(tmp_path, "train", (48, 64)))
+    assert_refused(["b.png", "instances"], lambda: open_folder(tmp_path, "train", (48, 64)))
 
 
 @pytest.mark.parametrize("kind", ["labels", "instances"])
@@ -342,7 +342,7 @@ def test_sizes_that_differ_are_refused(tmp_path, kind):
     """With both files and both sizes, width x height as image viewers print them."""
     planes = {**scene(), "instances": np.zeros((48, 64), np.uint8)}
     planes[kind] = np.zeros((24, 32), np.uint8)
-    dataset = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
     first, second = (str(tmp_path / k / "train/a.png") for k in (kind, "images"))
     assert_refused([first, "32x24", second, "64x48"], lambda: dataset[0])
 
@@ -351,7 +351,7 @@ def test_label_values_beyond_the_classes_are_refused(tmp_path):
     """With the values: 4 classes are 0..3, this file has 7 and 9 as well."""
     planes = scene()
     planes["labels"][0, 0], planes["labels"][5, 5] = 9, 7
-    dataset = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
     assert_refused([str(tmp_path / "labels/train/a.png"), "[7, 9]", "0..3"], lambda: dataset[0])
 
 
@@ -360,20 +360,20 @@ def test_label_values_beyond_8_bits_are_refused(tmp_path):
     planes = scene()
     planes["labels"] = planes["labels"].astype(np.uint16)
     planes["labels"][0, 0] = 256
-    dataset = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
     assert_refused([str(tmp_path / "labels/train/a.png"), "[256]"], lambda: dataset[0])
 
 
 def test_an_rgb_label_map_is_refused(tmp_path):
     planes = scene()
     planes["labels"] = planes["images"]
-    dataset = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
     assert_refused([str(tmp_path / "labels/train/a.png"), "RGB", "one channel"], lambda: dataset[0])
 
 
 def test_an_rgb_instance_map_is_refused(tmp_path):
     planes = {**scene(), "instances": scene()["images"]}
-    dataset = Folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
+    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
     assert_refused([str(tmp_path / "instances/train/a.png")], lambda: dataset[0])
 
 
@@ -384,14 +384,14 @@ def test_a_truncated_jpeg_is_refused(tmp_path):
     Image.open(tmp_path / "images/train/a.png").save(file)
     (tmp_path / "images/train/a.png").unlink()
     file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
-    dataset = Folder(tmp_path, "train", (48, 64))
+    dataset = open_folder(tmp_path, "train", (48, 64))
     assert_refused([str(file), "cannot be read"], lambda: dataset[0])
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path):
     write_tree(tmp_path, {"a": scene()})
     (tmp_path / "labels/train/a.png").write_text("not a picture")
-    dataset = Folder(tmp_path, "train", (48, 64))
+    dataset = open_folder(tmp_path, "train", (48, 64))
     assert_refused([str(tmp_path / "labels/train/a.png"), "cannot be read"], lambda: dataset[0])
 
 
@@ -399,13 +399,13 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
     """It shows the layout that is expected."""
     write_tree(tmp_path, {"a": scene()})
     assert_refused([str(tmp_path / "images/val"), "no pictures", "classes.txt"],
-                   lambda: Folder(tmp_path, "val", (48, 64)))
+                   lambda: open_folder(tmp_path, "val", (48, 64)))
 
 
 def test_a_folder_without_classes_txt_is_refused(tmp_path):
     write_tree(tmp_path, {"a": scene()})
     (tmp_path / "classes.txt").unlink()
-    assert_refused([str(tmp_path), "no classes.txt"], lambda: Folder(tmp_path, "train", (48, 64)))
+    assert_refused([str(tmp_path), "no classes.txt"], lambda: open_folder(tmp_path, "train", (48, 64)))
 
 
 def test_an_unknown_dataset_is_refused():
@@ -534,20 +534,20 @@ def unreadable(*_):
 
 
 def test_class_presence_reads_every_label_map(three_scenes):
-    assert class_presence(Folder(three_scenes, "train", (8, 8))).tolist() == EXPECTED
+    assert class_presence(open_folder(three_scenes, "train", (8, 8))).tolist() == EXPECTED
 
 
 def test_class_presence_is_read_from_the_cache_the_second_time(three_scenes, tmp_path, monkeypatch):
-    class_presence(Folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
-    monkeypatch.setattr(Folder, "presence", unreadable)
-    cached = class_presence(Folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
+    class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
+    monkeypatch.setattr(Pictures, "presence", unreadable)
+    cached = class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
     assert cached.tolist() == EXPECTED
 
 
 @pytest.mark.parametrize("change", ["a file more", "a file less", "other labels", "another class list"])
 def test_the_cache_of_another_dataset_is_not_used(three_scenes, tmp_path, monkeypatch, change):
     """The list of label files, their sizes and times, and the classes must be those of the cache."""
-    class_presence(Folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
+    class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
     if change == "a file more":
         write_tree(three_scenes, {"d": scene()})
     elif change == "a file less":
@@ -556,24 +556,24 @@ def test_the_cache_of_another_dataset_is_not_used(three_scenes, tmp_path, monkey
         write_tree(three_scenes, {"a": {"labels": scene()["labels"]}})
     else:
         write_tree(three_scenes, {}, ("sky", "ground", "tree", "house", "car"))
-    monkeypatch.setattr(Folder, "presence", unreadable)
+    monkeypatch.setattr(Pictures, "presence", unreadable)
     with pytest.raises(AssertionError, match="a label map was read"):
-        class_presence(Folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
+        class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
 def test_a_half_written_cache_is_replaced(three_scenes, tmp_path, share):
     """The run was killed, or the disk was full, while the cache was written."""
     cache = tmp_path / "cache.npz"
-    class_presence(Folder(three_scenes, "train", (8, 8)), cache)
+    class_presence(open_folder(three_scenes, "train", (8, 8)), cache)
     whole = cache.read_bytes()
     cache.write_bytes(whole[:int(share * len(whole))])
-    assert class_presence(Folder(three_scenes, "train", (8, 8)), cache).tolist() == EXPECTED
+    assert class_presence(open_folder(three_scenes, "train", (8, 8)), cache).tolist() == EXPECTED
     assert np.load(cache)["presence"].tolist() == EXPECTED, "the broken cache was left as it was"
 
 
 def test_class_presence_finds_bad_label_maps_before_the_training(three_scenes):
     """One label beyond the classes in one file of many: found now, not after an hour."""
     write_tree(three_scenes, {"c": {"labels": np.full((8, 8), 77, np.uint8)}})
-    dataset = Folder(three_scenes, "train", (8, 8))
+    dataset = open_folder(three_scenes, "train", (8, 8))
     assert_refused([str(three_scenes / "labels/train/c.png"), "[77]"], lambda: class_presence(dataset))

@@ -103,7 +103,7 @@ def test_spherical_interpolation_keeps_the_length():
 
 @pytest.mark.parametrize("case, message", [
     ("values", "label values [99, 200] are no class, expected 0..10"),
-    ("colour", "a label map must have one channel"),
+    ("colour", "no class's colour"),
     ("exists", "is there already"),
     ("missing", "nowhere.png: not there"),
     ("damaged", "not an EMA file of train.py"),
