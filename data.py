@@ -510,6 +510,8 @@ class Pictures:
             instances = paint_coco_instances(self.instances, index, labels, image_file)
         elif self.instances:
             instances = read_instances(instance_file)
+            if self.instances == "cityscapes" and instances.dtype == np.uint8:
+                raise InputError(f"{instance_file}: an 8-bit file; expected Cityscapes' 16-bit ids, 8 bits have clipped them")
         for plane, file in ((labels, label_file), (instances, instance_file)):
             if plane is not None and plane.shape != image.shape[:2]:
                 raise InputError(f"{file} is {plane.shape[1]}x{plane.shape[0]} but {image_file} is "
@@ -565,6 +567,7 @@ def open_picture(file):
     """A PIL image, read to its end. Raises InputError."""
     try:
         with Image.open(file) as image:
+            image.info["scaled"] = bool(image.tile) and image.tile[0][3] in ("L;2", "L;4")  # a grey PNG of 2 or 4 bits
             image.load()  # a truncated file fails here, not later
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -592,10 +595,18 @@ def instance_ids(instances, labels, rule):
 
 
 def read_labels(file, class_of, colours=None):
-    """A label map (h, w) uint8 with a class at each pixel. class_of, colours: see Pictures. Palette PNGs count by their
-    indices. Raises InputError for other formats, and for values or colours that are no class, which it lists."""
+    """A label map (h, w) uint8 with a class at each pixel. class_of, colours: see Pictures.
+
+    Palette PNGs count by their indices, with a palette.txt by their colours. Raises InputError for other formats, and
+    for values or colours that are no class, which it lists.
+    """
     image = open_picture(file)
     C = int(class_of.max()) + 1
+    if image.info["scaled"]:
+        raise InputError(f"{file}: a greyscale PNG of 2 or 4 bits, whose values are spread to 0..255 in reading; save it "
+                         f"with 8 bits")
+    if image.mode == "P" and colours is not None:
+        image = image.convert("RGB")  # made smaller by some tool; its colours are what palette.txt is about
     if image.mode == "RGB" and colours is not None:
         pixels, codes = (np.asarray(t).astype(np.int32) @ (65536, 256, 1) for t in (image, colours))  # (h, w), (C,)
         order = np.argsort(codes)
@@ -623,10 +634,14 @@ def read_labels(file, class_of, colours=None):
     return values if (class_of[seen] == seen).all() else class_of.astype(np.uint8)[values]  # (h, w)
 
 
-def match(files):
-    """{where: {name: file}} of one split -> ([(a file of each where), ...], sorted names).
+def match(files, name, path):
+    """{where: {name: file}} of one split of dataset `name` -> ([(a file of each where), ...], sorted names).
 
-    Raises InputError where a name has no partner, with how many such there are."""
+    Raises InputError where there are no files, or a name has no partner, with how many such there are."""
+    for where, found in files.items():
+        if not found:
+            what = "pictures" if where == next(iter(files)) else "label or instance maps"
+            raise not_there(name, path, f"{where}: no {what} there")
     for here in files:
         for there in files:
             alone = sorted(files[here].keys() - files[there].keys())
@@ -742,14 +757,11 @@ def open_ade20k(path, split, image_size, seed=0):
     folder = {"train": "training", "val": "validation"}[split]
     files = {path / "images" / folder: listed(path / "images" / folder, (".jpg",)),
              path / "annotations" / folder: listed(path / "annotations" / folder, (".png",))}
-    images, labels = files.values()
-    if not images:
-        raise not_there("ade20k", path, f"{path / 'images' / folder}: no pictures there")
-    for name, file in labels.items():
+    for name, file in files[path / "annotations" / folder].items():
         if "_parts_" in name or name.endswith("_seg"):
             raise InputError(f"{file}: belongs to the full ADE20K, whose labels mean something else; expected the files "
                              f"of ADEChallengeData2016.zip alone")
-    pairs, names = match(files)
+    pairs, names = match(files, "ade20k", path)
     return Pictures([(*pair, None) for pair in pairs], names, ADE20K_CLASSES, ADE20K_PALETTE, 0, image_size, seed,
                     classes_of_values("ade20k", 151))
 
@@ -768,9 +780,7 @@ def open_cityscapes(path, split, image_size, seed=0):
             for name, file in listed(city, (".png",), suffix).items():
                 if of_suffix.setdefault(name, file) != file:
                     raise InputError(f"{file}: {of_suffix[name]} has the same name; remove one of them")
-    if not next(iter(files.values())):
-        raise not_there("cityscapes", path, f"{path / 'leftImg8bit' / split}: no pictures there")
-    pairs, names = match(files)
+    pairs, names = match(files, "cityscapes", path)
     score_ids = np.full(len(CITYSCAPES_CLASSES), -1)
     score_ids[list(CITYSCAPES_SCORED)] = np.arange(len(CITYSCAPES_SCORED))
     return Pictures(pairs, names, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, 0, image_size, seed,
@@ -786,11 +796,9 @@ def open_coco_stuff(path, split, image_size, seed=0):
     labels = first_of(path, f"{split}_label", f"stuffthingmaps/{year}", f"stuffthingmaps_trainval2017/{year}")
     instances = path / f"{split}_inst"
     files = {images: listed(images, (".jpg",)), labels: listed(labels, (".png",))}
-    if not files[images]:
-        raise not_there("coco_stuff", path, f"{path}: no pictures in {split}_img/ or {year}/")
     if instances.is_dir():
         files[instances] = listed(instances, (".png",))
-    pairs, names = match(files)
+    pairs, names = match(files, "coco_stuff", path)
     rule = INSTANCE_RULES["coco_stuff"]
     if not instances.is_dir():
         file = next((f for f in (path / "annotations" / f"instances_{year}.json", path / f"instances_{year}.json")
@@ -813,7 +821,7 @@ def read_coco_instances(file, names):
     try:
         with open(file) as opened:
             content = json.load(opened)
-        known = {image["id"]: (image.get("height"), image.get("width")) for image in content["images"]}
+        known = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         annotations = {}
         for a in content["annotations"]:
             crowd = bool(a["iscrowd"])
@@ -902,9 +910,7 @@ def open_folder(path, split, image_size, seed=0):
     files = {path / kind / split: listed(path / kind / split, endings) for kind, endings in (
         ("images", IMAGE_ENDINGS), ("labels", (".png",)), ("instances", (".png",)))
         if (path / kind).is_dir() or kind != "instances"}
-    if not files[path / "images" / split]:
-        raise not_there("folder", path, f"{path / 'images' / split}: no pictures there")
-    pairs, names = match(files)
+    pairs, names = match(files, "folder", path)
     return Pictures([(*pair, None)[:3] for pair in pairs], names, classes,
                     default_palette(len(classes), unknown) if colours is None else colours, unknown, image_size, seed,
                     classes_of_values("folder", len(classes)), colours, "ids" if len(files) > 2 else None, upright=True)
@@ -1117,6 +1123,10 @@ def main():
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     size = args.image_size or {"toy": (64, 64), "cityscapes": (256, 512)}.get(args.dataset, (256, 256))
+    if args.rows < 1:
+        raise InputError(f"--rows {args.rows}: expected 1 or more")
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        raise InputError(f"--output {args.output}: cannot be written; give a PNG in a folder that exists")
     dataset = open_dataset(args.dataset, args.data_path, args.split, size)
     if args.speed is not None:
         if args.dataset == "toy" or args.workers < 1 or args.speed < 16:
@@ -1129,13 +1139,13 @@ def main():
     print(f"{args.dataset}, {args.split}: {report(dataset, found)}")
     if not found["problems"]:
         try:
-            draw_page(sample_page(dataset, min(max(args.rows, 1), len(dataset))), args.output)
+            draw_page(sample_page(dataset, min(args.rows, len(dataset))), args.output)
         except (OSError, ValueError) as error:
             raise InputError(f"--output {args.output}: cannot be written ({error}); give a PNG in a folder that "
                              f"exists") from None
         print(f"page of samples: {args.output}")
         return
-    for problem in found["problems"][:50]:
+    for problem in found["problems"]:
         print(f"  {problem}", file=sys.stderr)
     raise InputError(f"{len(found['problems'])} of {len(dataset)} samples cannot be used, for the reasons above")
 
