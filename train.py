@@ -47,7 +47,8 @@ PAPER = dict(
     image_size="256", steps=63_000, batch_size=64, lr=1e-3, backbone="convnext_large",
     backbone_weights="imagenet", vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0,
     gamma=2.0, label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum",
-    diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0, workers=8, log_every=50,
+    diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0, log_every=50,
+    workers=min(8, os.cpu_count() or 1),
     picture_every=1000, save_every=1000, ema_every=5000)
 PAPER_NETWORKS = dict(
     widths=WIDTHS, stem_channels=STEM_CHANNELS, label_channels=LABEL_CHANNELS, z_dim=Z_DIM,
@@ -729,7 +730,8 @@ def train(args):
     best = float("inf")
     if args.evaluate_every:
         import evaluate  # it imports this file, and is wanted here only
-        inception, distance, _, key = evaluate.load_inception(args.inception_weights, device)
+        inception, distance, _, key = evaluate.rank_0_first(
+            lambda: evaluate.load_inception(args.inception_weights, device), rank, world)
         reference = evaluate.dataset_reference(validation, inception, key, device, rank, world, cache=run)
         best = min((line[distance] for line in read_lines_of(run / "scores.jsonl") if distance in line), default=best)
     pixels, nets, log, agreed, busy_since = H * W, {"G": G, "D": D, "P": P}, [], None, time.time()

@@ -36,7 +36,7 @@ def test_train_commands_parse(command):
 
 def test_the_first_command_runs_as_written_at_a_tiny_size(tmp_path):
     """The toy command, shortened by options only; it ends by printing a picture and a checkpoint that exist, and
-    the sampling commands of the README then work on that checkpoint."""
+    the sampling and scoring commands of the README then work on that checkpoint."""
     words = shlex.split(next(c for c in COMMANDS if c.endswith("train.py --dataset toy")).split("&&")[-1])
     tiny = ["--image-size", "32", "--batch-size", "4", "--steps", "2", "--backbone-weights", "random", "--output-dir",
             str(tmp_path / "run")]
@@ -54,6 +54,14 @@ def test_the_first_command_runs_as_written_at_a_tiny_size(tmp_path):
                                 capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert (tmp_path / str(i) / "grid.png").is_file()
+
+    words = shlex.split(next(c for c in COMMANDS if c.startswith("python evaluate.py --checkpoint")))[1:]
+    words[words.index("--checkpoint") + 1] = paths["checkpoint"]
+    tiny = ["--count", "6", "--samples", "2", "--segmenter-steps", "2", "--latency-modes", "eager"]
+    result = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:], *tiny], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / "run/eval_0000002/eval.json").read_text())["scores"]
+    assert set(scores) == {"fid", "miou", "diversity", "latency"} and (tmp_path / "run/eval_0000002/eval.png").is_file()
 
 
 def test_the_readme_names_the_checkpoint_that_the_toy_command_writes():
@@ -91,7 +99,8 @@ def test_every_departure_is_in_the_readmes_table():
 def test_components_import_neither_each_other_nor_the_scripts():
     house = {f.stem for f in SOURCES}
     allowed = {"generator": set(), "discriminator": set(), "losses": set(), "data": set(),
-               "sample": {"data", "generator"}, "train": {"data", "generator", "discriminator", "losses"}}
+               "sample": {"data", "generator"}, "train": {"data", "generator", "discriminator", "losses", "evaluate"},
+               "evaluate": {"data", "generator", "sample", "train"}}
     for file in SOURCES:
         imported = {name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                     for name in ([node.module] if isinstance(node, ast.ImportFrom) else

@@ -115,7 +115,7 @@ def test_changed_options_are_said(twenty, tmp_path, capsys):
 def test_metrics_of_unsaved_steps_are_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"st')
-    train.keep_metrics_up_to(10, file)
+    train.keep_steps_up_to(10, file)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [5, 10]
 
 
@@ -171,8 +171,7 @@ def sync_worker(rank, world, port, folder):
     train.average_gradients(list(net.parameters()), world)
     torch.save({"x": x.grad, "weight": net[0].weight.grad, "mean": net[0].running_mean, "var": net[0].running_var},
                folder / f"rank{rank}.pt")
-    torch.distributed.barrier()  # see train.finish
-    torch.distributed.destroy_process_group()
+    train.leave_ranks()
 
 
 def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(tmp_path):
@@ -337,7 +336,7 @@ def test_learning_rate_decay_depends_on_the_step_alone():
     (["--image-size", "48x60"], "--image-size 48x60: both sides must be divisible by 32"),
     (["--dataset", "folder"], "--dataset folder needs --data-path"),
     (["--dataset", "folder", "--data-path", "nowhere"], "nowhere: no classes.txt there"),
-    (["--dataset", "ade20k"], "--dataset ade20k cannot be read in its official layout yet"),
+    (["--dataset", "ade20k"], "--dataset ade20k needs --data-path DIR with"),
     (["--backbone-weights", "nowhere.pth"], "--backbone-weights nowhere.pth: .*No such file"),
     (["--vgg-weights", "nowhere.pth"], "--vgg-weights nowhere.pth: .*No such file"),
     (["--preset", "huge"], "--preset huge is unknown"),
@@ -391,3 +390,41 @@ def test_exit_code_2_and_no_stack_trace_from_a_loader_process(tmp_path):
     out, error = process.communicate(timeout=50)
     assert process.returncode == 2
     assert "2.jpg: cannot be read as a picture" in error and "Traceback" not in error, error
+
+
+# ------------------------------------------------------------------------------------ compiled, and scored
+
+def test_compiled_networks_train_as_they_do_uncompiled(tmp_path, monkeypatch):
+    """--compile, with the backend that traces and differentiates but builds no machine code (which takes minutes)."""
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="aot_eager"))
+    values = []
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        run(tmp_path / name, "--steps", 2, "--log-every", 1, *more)
+        values.append([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    for one, other in zip(*values):
+        for term in ("D", "G_gan", "G_contrastive", "G_diversity"):
+            assert one[term] == pytest.approx(other[term], rel=1e-3), f"step {one['step']}: {term}"
+
+
+class MeanColour(torch.nn.Module):
+    """Stands in for Inception: (B, 3, H, W) uint8 -> (B, 3)."""
+    width = 3
+
+    def forward(self, pictures):
+        return pictures.float().mean(dim=(2, 3))
+
+
+def test_evaluate_every_keeps_the_best_average_and_resumes_with_it(tmp_path, monkeypatch):
+    """scores.jsonl has a line each time, ema_best.pt is the one of the lowest, and a resumed run knows it."""
+    import evaluate
+    monkeypatch.setattr(evaluate, "load_inception", lambda *_: (MeanColour(), "colour distance", "", "colour"))
+    run(tmp_path, "--steps", 4, "--evaluate-every", 2)
+    run(tmp_path, "--steps", 8, "--evaluate-every", 2)
+    scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in scores] == [2, 4, 6, 8]
+    lowest = min(scores, key=lambda s: s["colour distance"])
+    best = torch.load(tmp_path / "ema_best.pt", weights_only=True)
+    assert best["step"] == lowest["step"] and best["scores"] == {"colour distance": lowest["colour distance"]}
+    last = torch.load(tmp_path / "ema_0000008.pt", weights_only=True)
+    assert last["scores"] == {"colour distance": scores[-1]["colour distance"]}
