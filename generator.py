@@ -157,15 +157,21 @@ class SPADE(nn.Module):
     """Batch norm, then a scale and a shift for every pixel from the condition (DP-GAN Eq. 1, 2).
 
     x (B, C, H, W), condition (B, K, H, W) -> (B, C, H, W)
+    hidden: 0 as in DP-GAN and here; 128 is SPADE's and OASIS's form, where the condition is a bare label map and
+    goes through one convolution of its own first.
     """
 
-    def __init__(self, channels, condition_channels, padding=PADDING):
+    def __init__(self, channels, condition_channels, padding=PADDING, hidden=0):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.shared = nn.Sequential(
+            nn.Conv2d(condition_channels, hidden, 3, padding=1, padding_mode=padding), nn.ReLU()) if hidden else None
         # gamma and beta are one 3x3 convolution each; the two run as one, which is faster
-        self.to_gamma_beta = nn.Conv2d(condition_channels, 2 * channels, 3, padding=1, padding_mode=padding)
+        self.to_gamma_beta = nn.Conv2d(hidden or condition_channels, 2 * channels, 3, padding=1, padding_mode=padding)
 
     def forward(self, x, condition):
+        if self.shared is not None:
+            condition = self.shared(condition)                       # (B, hidden, H, W)
         gamma, beta = self.to_gamma_beta(condition).chunk(2, dim=1)  # (B, C, H, W) each
         # PAPER: gamma * (x - mu) / sigma + beta (DP-GAN Eq. 1). / HERE: (1 + gamma). / WHY: its code, and SPADE's.
         return torch.addcmul(beta, self.norm(x), 1 + gamma)
@@ -174,16 +180,16 @@ class SPADE(nn.Module):
 class SPADEBlock(nn.Module):
     """Residual block of the image pyramid: x (B, C_in, H, W), condition (B, K, H, W) -> (B, C_out, H, W)."""
 
-    def __init__(self, in_channels, out_channels, condition_channels, padding):
+    def __init__(self, in_channels, out_channels, condition_channels, padding, hidden=0):
         super().__init__()
         middle = min(in_channels, out_channels)
-        self.spade_0 = SPADE(in_channels, condition_channels, padding)
+        self.spade_0 = SPADE(in_channels, condition_channels, padding, hidden)
         self.conv_0 = spectral_norm(nn.Conv2d(in_channels, middle, 3, padding=1, padding_mode=padding))
-        self.spade_1 = SPADE(middle, condition_channels, padding)
+        self.spade_1 = SPADE(middle, condition_channels, padding, hidden)
         self.conv_1 = spectral_norm(nn.Conv2d(middle, out_channels, 3, padding=1, padding_mode=padding))
         self.learned_shortcut = in_channels != out_channels
         if self.learned_shortcut:
-            self.spade_s = SPADE(in_channels, condition_channels, padding)
+            self.spade_s = SPADE(in_channels, condition_channels, padding, hidden)
             self.conv_s = spectral_norm(nn.Conv2d(in_channels, out_channels, 1, bias=False))
 
     def forward(self, x, condition):
