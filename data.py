@@ -456,7 +456,8 @@ class ToyScenes:
         return tuple(plane[:, ::-1] if flipped else plane for plane in self.load(index))
 
     def __getitem__(self, key):
-        return to_sample(*self.planes(key))
+        image, labels, instances = self.planes(key)
+        return to_sample(image, labels, instances if self.has_instances else None)
 
     def presence(self, index):
         """(C,) bool: the classes of scene `index`."""
@@ -934,17 +935,21 @@ def read_palette(file, classes):
     return np.array(lines).astype(np.uint8)
 
 
-def open_dataset(name, path, split, image_size, seed=0):
-    """--dataset NAME -> a dataset (see the module docstring). image_size: (H, W). split: "train" or "val"."""
+def open_dataset(name, path, split, image_size, seed=0, instances=True):
+    """--dataset NAME -> a dataset (see the module docstring). image_size: (H, W). split: "train" or "val".
+
+    instances: False leaves instance maps out where there are some, for the baselines, which know none.
+    """
     openers = {"ade20k": open_ade20k, "cityscapes": open_cityscapes, "coco_stuff": open_coco_stuff,
                "folder": open_folder}
-    if name == "toy":
-        return ToyScenes(split, image_size, seed)
-    if name not in openers:
+    if name not in DATASETS:
         raise InputError(f"--dataset {name} is unknown; choose from {', '.join(DATASETS)}")
-    if path is None:
+    if path is None and name != "toy":
         raise InputError(f"--dataset {name} needs --data-path DIR with\n{TREES[name]}")
-    return openers[name](path, split, image_size, seed)
+    dataset = ToyScenes(split, image_size, seed) if name == "toy" else openers[name](path, split, image_size, seed)
+    if not instances:
+        dataset.instances, dataset.has_instances = None, False
+    return dataset
 
 
 # --------------------------------------------------------------------------------- rare-class sampling

@@ -5,6 +5,7 @@ Read from the bottom of the file upwards:
     Discriminator           C + 1 logits for every pixel: the C classes, and "fake" as the last one
       Backbone              F_theta, frozen, torchvision's; features at strides 4, 8, 16, 32
       condition_features    sigmoid, then batch normalisation with batch statistics
+      FeatureMixing         Projected GAN's random mixing instead, for Table 5
       ResidualBlock         of the decoder (five of them) and of the full-resolution path (two)
 
     image --+--> ImageNet mean/std --> F_theta --> F_1 (1/4)  F_2 (1/8)  F_3 (1/16)  F_4 (1/32)
@@ -42,6 +43,11 @@ STRIDES = (4, 8, 16, 32)
 # to 1/1 and 64 on the full-resolution path. / WHY: mirrors DP-GAN's Table 7, its base.
 DECODER_WIDTHS = (512, 256, 256, 128, 64)
 FULL_RESOLUTION_WIDTH = 64
+# The rows of Table 5; "bn" is DP-SIMS without the sigmoid, "sigmoid" without the batch norm.
+CONDITIONINGS = ("sigmoid-bn", "none", "ccm-csm", "bn-ccm-csm", "bn", "sigmoid")
+# PAPER: Projected GAN's CCM and CSM, no widths. / HERE: 64, 128, 256, 512, each scale at its own stride. / WHY: the
+# widths of its code, which ends one octave higher; our decoder must meet the strides.
+MIXING_WIDTHS = (64, 128, 256, 512)
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,47 +56,36 @@ class Backbone(nn.Module):
     """The frozen feature backbone F_theta (Sec. 3.1): image (B, 3, H, W) in [-1, 1] -> [F_1, ..., F_4].
 
     weights: "imagenet" (torchvision's default weights), "random" (drawn from seed), or the path of a
-    file with the state dict of torchvision's model. Raises ValueError for a name or file that does not
-    fit, and OSError or URLError where the weights cannot be read or downloaded.
+    file with the state dict of torchvision's model. name may be "timm:NAME", any model of timm with features at
+    strides 4, 8, 16, 32 (Table 2's EfficientNet-Lite1, Table 3's ImageNet-21k); its "imagenet" are timm's own weights.
+    Raises ValueError for a name or file that does not fit, and OSError or URLError where the weights cannot be
+    read or downloaded.
     """
 
     def __init__(self, name, weights="imagenet", seed=0):
         super().__init__()
-        if name not in BACKBONES:
-            raise ValueError(f"backbone '{name}' is not one of {', '.join(BACKBONES)}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # "random" is the same network again after a restart
-            model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
-        if weights not in ("imagenet", "random"):
-            try:  # a classifier's last layer is not used and may be of any size
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-                missing, unexpected = model.load_state_dict(
-                    {k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, strict=False)
-                missing = [k for k in missing if not k.startswith(CLASSIFIERS)]
-                if missing or unexpected:
-                    raise ValueError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
-            except OSError:  # not there
-                raise
-            except Exception as error:  # torch raises many kinds for a file that is something else
-                raise ValueError(f"{weights}: not a state dict of torchvision's {name} ({type(error).__name__}: "
-                                 f"{' '.join(str(error).split())[:160]})") from None
-        # PAPER: "levels l = 1, ..., L", not which. / HERE: the raw output of all four stages.
-        # WHY: "multi-scale feature representations"; these are the strides a UNet wants.
-        if name.startswith("resnet"):
-            stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
-            stages = [nn.Sequential(stem, model.layer1), model.layer2, model.layer3, model.layer4]
-        else:  # ConvNeXt and Swin: features = stem, stage, downsampling, stage, downsampling, ...
-            stages = [model.features[2 * i:2 * i + 2] for i in range(4)]
-        self.stages = nn.ModuleList(stages)
-        self.channels_come_last = name.startswith("swin")
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        mean, std, self.channels_come_last = IMAGENET_MEAN, IMAGENET_STD, name.startswith("swin")
+        if name.startswith("timm:"):
+            self.whole, mean, std = open_timm(name.removeprefix("timm:"), weights, seed)
+        elif name in BACKBONES:
+            self.whole, self.stages = None, open_torchvision(name, weights, seed)
+        else:
+            raise ValueError(f"backbone '{name}' is not one of {', '.join(BACKBONES)}, nor timm:NAME")
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
 
-        with torch.no_grad():
-            probe = self(torch.zeros(1, 3, 64, 64))
-        found = [(f.shape[1], 64 // f.shape[2]) for f in probe]
-        assert found == list(zip(BACKBONES[name], STRIDES)), f"{name}: (channels, stride) are {found}"
+        try:
+            with torch.no_grad():
+                probe = self(torch.zeros(1, 3, 64, 64))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"backbone '{name}' does not take pictures of any size ({error}); choose a convolutional one, "
+                             f"or one with windows") from None
+        self.channels = tuple(f.shape[1] for f in probe)
+        strides = tuple(64 // f.shape[2] for f in probe)
+        if strides != STRIDES:
+            raise ValueError(f"backbone '{name}' has features at strides {strides}, expected {STRIDES}")
+        assert self.channels == BACKBONES.get(name, self.channels), f"{name}: channels are {self.channels}"
 
     def train(self, mode=True):
         return super().train(False)  # frozen means its batch norm and stochastic depth too
@@ -99,6 +94,8 @@ class Backbone(nn.Module):
         # PAPER: silent on the input. / HERE: ImageNet's mean and std, no resizing. / WHY: these
         # weights expect them, and the decoder must align with the image.
         x = ((image + 1) / 2 - self.mean) / self.std
+        if self.whole is not None:
+            return self.whole(x)
         features = []
         for stage in self.stages:
             x = stage(x)
@@ -106,13 +103,86 @@ class Backbone(nn.Module):
         return features
 
 
-def condition_features(feature, norm):
+def open_torchvision(name, weights, seed):
+    """The four stages of one of torchvision's networks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # "random" is the same network again after a restart
+        model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+    if weights not in ("imagenet", "random"):
+        try:  # a classifier's last layer is not used and may be of any size
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            missing, unexpected = model.load_state_dict(
+                {k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, strict=False)
+            missing = [k for k in missing if not k.startswith(CLASSIFIERS)]
+            if missing or unexpected:
+                raise ValueError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
+        except OSError:  # not there
+            raise
+        except Exception as error:  # torch raises many kinds for a file that is something else
+            raise ValueError(f"{weights}: not a state dict of torchvision's {name} ({type(error).__name__}: "
+                             f"{' '.join(str(error).split())[:160]})") from None
+    # PAPER: "levels l = 1, ..., L", not which. / HERE: the raw output of all four stages.
+    # WHY: "multi-scale feature representations"; these are the strides a UNet wants.
+    if name.startswith("resnet"):
+        stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+        return nn.ModuleList([nn.Sequential(stem, model.layer1), model.layer2, model.layer3, model.layer4])
+    # ConvNeXt and Swin: features = stem, stage, downsampling, stage, downsampling, ...
+    return nn.ModuleList(model.features[2 * i:2 * i + 2] for i in range(4))
+
+
+def open_timm(name, weights, seed):
+    """-> (a timm model that returns the features of its last four levels, and the mean and std that it expects)."""
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs another package: pip install timm") from None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            overlay = None if weights in ("imagenet", "random") else {"file": weights}
+            levels = timm.create_model(name, features_only=True).feature_info.reduction()
+            model = timm.create_model(name, features_only=True, pretrained=weights != "random",
+                                      out_indices=[i for i, stride in enumerate(levels) if stride >= 4][-4:],
+                                      pretrained_cfg_overlay=overlay)
+    except OSError:  # not there, or no network
+        raise
+    except Exception as error:  # timm raises many kinds for a name or a file that it does not know
+        raise ValueError(f"{' '.join(str(error).split())[:160]} (timm:{name})") from None
+    config = timm.data.resolve_model_data_config(model)
+    return model, config["mean"], config["std"]
+
+
+def condition_features(feature, norm, sigmoid=True):
     """F~_l = (F'_l - mu_l) / sigma_l with F'_l = sigmoid(F_l) (Sec. 3.1, "Feature conditioning").
 
     feature (B, C_l, H_l, W_l) -> the same shape. norm is a batch norm without affine parameters and
     without running statistics, so mu_l and sigma_l are those of this batch, in evaluation too.
+    Rows of Table 5: sigmoid=False leaves F' = F, and an identity as norm leaves F~ = F'.
     """
-    return norm(torch.sigmoid(feature.float()))
+    return norm(torch.sigmoid(feature.float()) if sigmoid else feature.float())
+
+
+class FeatureMixing(nn.Module):
+    """Projected GAN's conditioning (Table 5): random 1x1 convolutions across channels (CCM) and, from the lowest scale
+    up, across scales (CSM). Frozen. [F_1, ..., F_4] -> as many of MIXING_WIDTHS channels, at the same strides."""
+
+    def __init__(self, channels, seed=0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.across_channels = nn.ModuleList(nn.Conv2d(c, w, 1) for c, w in zip(channels, MIXING_WIDTHS))
+            self.across_scales = nn.ModuleList(
+                nn.Conv2d(lower, w, 1) for w, lower in zip(MIXING_WIDTHS, MIXING_WIDTHS[1:]))
+            for conv in (*self.across_channels, *self.across_scales):
+                nn.init.kaiming_normal_(conv.weight)
+        self.requires_grad_(False)
+
+    def forward(self, features):
+        mixed = [conv(f) for conv, f in zip(self.across_channels, features)]
+        for l in (2, 1, 0):
+            below = F.interpolate(mixed[l + 1], size=mixed[l].shape[2:], mode="bilinear", align_corners=False)
+            mixed[l] = mixed[l] + self.across_scales[l](below)            # (B, w_l, H_l, W_l)
+        return mixed
 
 
 class ResidualBlock(nn.Module):
@@ -140,16 +210,23 @@ class Discriminator(nn.Module):
 
     spectral: spectral norm on the decoder's convolutions. PAPER: silent. / HERE: on. / WHY: as in
     both networks it is built from (OASIS, DP-GAN).
+    conditioning: one of CONDITIONINGS, the rows of Table 5.
     """
 
     def __init__(self, num_classes, backbone="convnext_large", backbone_weights="imagenet",
                  decoder_widths=DECODER_WIDTHS, full_resolution_width=FULL_RESOLUTION_WIDTH,
-                 spectral=True, seed=0):
+                 spectral=True, seed=0, conditioning="sigmoid-bn"):
         super().__init__()
         self.backbone = Backbone(backbone, backbone_weights, seed)
-        channels = BACKBONES[backbone]
+        channels, steps = self.backbone.channels, conditioning.split("-")
+        self.sigmoid = "sigmoid" in steps
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(c, affine=False, track_running_stats=False) for c in channels)
+            nn.BatchNorm2d(c, affine=False, track_running_stats=False) if "bn" in steps else nn.Identity()
+            for c in channels)
+        # PAPER: "BatchNorm + CCM + CSM". / HERE: in this order. / WHY: as it is written.
+        self.mixing = FeatureMixing(channels, seed) if "ccm" in steps else None
+        if self.mixing is not None:
+            channels = MIXING_WIDTHS
         # the five decoder blocks end at 1/16, 1/8, 1/4, 1/2, 1/1; the first three meet F_3, F_2, F_1
         skips = (channels[2], channels[1], channels[0], 0, 0)
         inputs = (channels[3],) + tuple(decoder_widths[:-1])
@@ -160,22 +237,26 @@ class Discriminator(nn.Module):
             ResidualBlock(full_resolution_width, full_resolution_width, spectral))
         self.to_logits = nn.Conv2d(decoder_widths[-1] + full_resolution_width, num_classes + 1, 1)
 
-    def forward(self, image, features=None):
+    def forward(self, image, features=None, return_all=False):
         """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake".
 
         features: self.backbone(image), where the caller has them already. Real and generated images
         go through in separate calls: batch statistics of a mixture would give each away.
+        return_all: (logits, patch scores, features to match) as DP-GAN's discriminator gives them; here the two are [].
         """
         if features is None:
             features = self.backbone(image)
-        conditioned = [condition_features(f, norm) for f, norm in zip(features, self.norms)]
+        conditioned = [condition_features(f, norm, self.sigmoid) for f, norm in zip(features, self.norms)]
+        if self.mixing is not None:
+            conditioned = self.mixing(conditioned)
         skips = conditioned[2::-1] + [None, None]
         y = conditioned[3]                                            # (B, C_4, H/32, W/32)
         for block, skip in zip(self.decoder, skips):
             y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, ., 2H', 2W')
             y = block(y if skip is None else torch.cat([y, skip], dim=1))
         y = torch.cat([y, self.full_resolution(image)], dim=1)        # (B, 64 + 64, H, W)
-        return self.to_logits(F.leaky_relu(y, 0.2))                   # (B, C + 1, H, W)
+        logits = self.to_logits(F.leaky_relu(y, 0.2))                 # (B, C + 1, H, W)
+        return (logits, [], []) if return_all else logits
 
 
 if __name__ == "__main__":

@@ -956,17 +956,18 @@ def best_throughput(runner, G, precision, device):
 
 # ------------------------------------------------------------------------------------------------- output
 
-def draw_eval_page(rows, path):
-    """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption; small pictures enlarged."""
+def draw_eval_page(rows, path, titles=("label map", "real", *(f"seed {s}" for s in range(PAGE_SEEDS))), height=192):
+    """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption; small pictures enlarged to
+    about `height`. titles: of the columns."""
     H, W = rows[0][1][0].shape[:2]
-    zoom, gap, text = max(1, round(192 / H)), 4, 16
-    titles = ["label map", "real", *(f"seed {s}" for s in range(PAGE_SEEDS))]
-    sheet = Image.new("RGB", (len(rows[0][1]) * (W * zoom + gap) - gap, text + len(rows) * (H * zoom + text)), "white")
+    zoom, gap, text = max(1, round(height / H)), 4, 16
+    head = text if titles else 0
+    sheet = Image.new("RGB", (len(rows[0][1]) * (W * zoom + gap) - gap, head + len(rows) * (H * zoom + text)), "white")
     draw = ImageDraw.Draw(sheet)
     for n, title in enumerate(titles[:len(rows[0][1])]):
         draw.text((n * (W * zoom + gap) + 2, 2), title, fill="black")
     for n, (caption, pictures) in enumerate(rows):
-        top = text + n * (H * zoom + text)
+        top = head + n * (H * zoom + text)
         draw.text((2, top + 2), caption, fill="black")
         for m, picture in enumerate(pictures):
             picture = Image.fromarray(picture).resize((W * zoom, H * zoom), Image.NEAREST)
@@ -1127,7 +1128,8 @@ def open_what_is_scored(args, device):
                                 "; real pictures resized bicubic" if args.image_size else ", as they are"),
                             "fake": lambda i: read_picture(fake[i], size),
                             "real": lambda i: read_picture(real[i], size, args.image_size)}
-    dataset = open_dataset(args.dataset, args.data_path, args.split, size)
+    dataset = open_dataset(args.dataset, args.data_path, args.split, size,
+                           instances=G is None or checkpoint["generator"]["offset_channels"] > 0)
     if G is not None and (list(dataset.classes) != checkpoint["classes"]
                           or 2 * dataset.has_instances != checkpoint["generator"]["offset_channels"]):
         raise InputError(f"{args.checkpoint} was trained on {checkpoint['dataset']} with {len(checkpoint['classes'])} "

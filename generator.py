@@ -111,36 +111,40 @@ class SelfAttention(nn.Module):
 
 
 class LabelBlock(nn.Module):
-    """One scale of the label pyramid: (B, C_in, H, W), w -> h_i (B, C_out, H/stride, W/stride)."""
+    """One scale of the label pyramid: (B, C_in, H, W), w -> h_i (B, C_out, H/stride, W/stride).
 
-    def __init__(self, in_channels, out_channels, stride, padding, noise_width=None):
+    noise_width: d_w, or 0 for a scale without cross-attention.
+    """
+
+    def __init__(self, in_channels, out_channels, stride, padding, noise_width=0, self_attention=False):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, padding_mode=padding)
         self.norm = nn.BatchNorm2d(out_channels)
-        self.attends = noise_width is not None
-        if self.attends:
-            self.cross_attention = CrossAttention(out_channels, noise_width)
-            self.self_attention = SelfAttention(out_channels)
+        self.cross_attention = CrossAttention(out_channels, noise_width) if noise_width else None
+        self.self_attention = SelfAttention(out_channels) if self_attention else None
         self.out = nn.Conv2d(out_channels, out_channels, 1)
 
     def forward(self, h, w):
         h = F.gelu(self.norm(self.conv(h)))  # the text says GELU, Fig. 3 says ReLU: the text wins
-        if self.attends:
-            h = self.self_attention(self.cross_attention(h, w))
+        if self.cross_attention is not None:
+            h = self.cross_attention(h, w)
+        if self.self_attention is not None:
+            h = self.self_attention(h)
         return self.out(h)
 
 
 class LabelPyramid(nn.Module):
     """The label map encoding network: x (B, C_in, H, W), w -> [h_1, ..., h_L], h_1 at full resolution."""
 
-    def __init__(self, in_channels, stem_channels, channels, scales, noise_width, attention_stride, padding):
+    def __init__(self, in_channels, stem_channels, channels, scales, noise_width, attention_stride, padding,
+                 self_attention):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem_channels, 3, padding=1, padding_mode=padding),
             nn.BatchNorm2d(stem_channels), nn.GELU())
         self.blocks = nn.ModuleList(
             LabelBlock(stem_channels if i == 0 else channels, channels, 1 if i == 0 else 2, padding,
-                       noise_width=noise_width if 2 ** i >= attention_stride else None)
+                       noise_width if 2 ** i >= attention_stride else 0, self_attention and 2 ** i >= attention_stride)
             for i in range(scales))
 
     def forward(self, x, w):
@@ -207,21 +211,24 @@ class Generator(nn.Module):
     widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
         and W must be divisible by 2^(scales - 1).
     padding: of the 3x3 convolutions, "zeros" or "reflect".
+    noise: "cross-attention" (Eq. 1, 2), or "concatenation" of z to every pixel of the label map, as in DP-GAN (Table 6).
+    self_attention: False leaves it out (Table 6).
     PAPER: silent on initialisation. / HERE: PyTorch's defaults, eta 0. / WHY: trained well from the first run.
     """
 
     def __init__(self, num_classes, offset_channels=0, widths=WIDTHS, stem_channels=STEM_CHANNELS,
                  label_channels=LABEL_CHANNELS, z_dim=Z_DIM, noise_tokens=NOISE_TOKENS,
                  noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN, attention_stride=ATTENTION_STRIDE,
-                 padding=PADDING):
+                 padding=PADDING, noise="cross-attention", self_attention=True):
         super().__init__()
         self.num_classes, self.offset_channels, self.z_dim = num_classes, offset_channels, z_dim
         scales = len(widths) - 1
         self.downsampling = 2 ** (scales - 1)
-        in_channels = num_classes + offset_channels
-        self.noise_mapping = NoiseMapping(z_dim, noise_hidden, noise_tokens, noise_width)
-        self.label_pyramid = LabelPyramid(
-            in_channels, stem_channels, label_channels, scales, noise_width, attention_stride, padding)
+        attends = noise == "cross-attention"
+        in_channels = num_classes + offset_channels + (0 if attends else z_dim)
+        self.noise_mapping = NoiseMapping(z_dim, noise_hidden, noise_tokens, noise_width) if attends else None
+        self.label_pyramid = LabelPyramid(in_channels, stem_channels, label_channels, scales,
+                                          noise_width if attends else 0, attention_stride, padding, self_attention)
         self.first = nn.Conv2d(in_channels, widths[0], 3, padding=1, padding_mode=padding)
         self.blocks = nn.ModuleList(
             SPADEBlock(widths[i], widths[i + 1], 2 * label_channels, padding) for i in range(scales))
@@ -245,9 +252,12 @@ class Generator(nn.Module):
         x = (label_map[:, None] == classes[:, None, None]).to(z.dtype)    # (B, C, H, W), the one-hot t
         if offsets is not None:
             x = torch.cat([x, offsets.to(x.dtype)], dim=1)                # (B, C + 2, H, W)
+        w = None
+        if self.noise_mapping is not None:
+            w = self.noise_mapping(z)                                     # (B, n_k, d_w)
+        else:
+            x = torch.cat([x, z[:, :, None, None].expand(-1, -1, H, W)], dim=1)  # (B, C + 2 + d_z, H, W)
         x = x.contiguous(memory_format=torch.channels_last)
-
-        w = self.noise_mapping(z)                                         # (B, n_k, d_w)
         modulation = self.label_pyramid(x, w)                             # h_1, ..., h_L
         h_L = modulation[-1]                                              # (B, C_L, H/2^(L-1), W/2^(L-1))
         # PAPER: "takes a low-resolution label map as input". / HERE: nearest neighbour. / WHY: labels stay labels.

@@ -4,7 +4,7 @@
     generator_loss       L_G                                               (Eq. 4)
     info_nce             L_NCE over patch features                         (Eq. 5)
     diversity_loss       L_Div between two z of one label map              (Eq. 6)
-    class_weights        alpha_c of Eq. 3 and 4
+    class_weights        alpha_c of Eq. 3 and 4; equal_weights leaves them out (Table 8)
     objective            what G minimises: the weighted sum, and every reduction, in one place
     ContrastiveFeatures  VGG-19 and the projections that give Eq. 5 its vectors
     contrastive_loss     Eq. 5 at the scales 1/4, 1/8, 1/16
@@ -43,6 +43,14 @@ def class_weights(label_counts, unknown=None):
     return torch.where(present, n.sum() / (K * n).clamp_min(1), 0)
 
 
+def equal_weights(label_counts, unknown=None):
+    """alpha_c = 1 for every class but the unknown one: the unweighted focal loss of Table 8. Shapes as class_weights."""
+    alpha = torch.ones_like(label_counts, dtype=torch.float32)
+    if unknown is not None:
+        alpha[unknown] = 0
+    return alpha
+
+
 def focal_log(log_p, gamma):
     """(1 - p)^gamma * log p, element by element, finite for every p, with its gradient."""
     # expm1 keeps 1 - p exact near p = 1; the floor keeps its power differentiable at p = 1
@@ -53,7 +61,8 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
     """L_D (Eq. 3): real pixels are of their class, generated ones are "fake". A scalar.
 
     logits (B, C + 1, H, W), label_map (B, H, W), alpha (C,). Summed over pixels, mean over images.
-    smoothing: epsilon of the one-sided label smoothing, on the real pixels.
+    smoothing: epsilon of the one-sided label smoothing, on the real pixels. With gamma and smoothing 0 it is
+    OASIS's weighted cross-entropy, - E sum_c alpha_c sum_xy l_xyc log D(x)_xyc - E sum_xy log D(G)_xy,N+1 (DP-GAN Eq. 3).
     """
     log_p_x = F.log_softmax(real_logits.float(), dim=1)                   # (B, C + 1, H, W)
     log_p_g_fake = F.log_softmax(fake_logits.float(), dim=1)[:, -1]       # (B, H, W)
@@ -71,7 +80,8 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
 
 
 def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
-    """L_G (Eq. 4): generated pixels are taken for their class. A scalar; shapes as in Eq. 3."""
+    """L_G (Eq. 4): generated pixels are taken for their class. A scalar; shapes as in Eq. 3. With gamma 0 it is the
+    first term, - E sum_c alpha_c sum_xy l_xyc log D(G)_xyc, of (DP-GAN Eq. 7)."""
     log_p_g = F.log_softmax(fake_logits.float(), dim=1)                   # (B, C + 1, H, W)
     own_class = log_p_g.gather(1, label_map[:, None])[:, 0]               # (B, H, W)
     # L_G = - E sum_c alpha_c sum_i t_ic (1 - p(g)_ic)^gamma log p(g)_ic                     (Eq. 4)

@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from baselines import dpgan, oasis
 from data import (DATASETS, INSTANCE_RULES, InputError, classes_of_values, colour_labels, instance_ids, nearest,
                   offset_maps, open_dataset, parse_size, read_instances, read_labels)
 from generator import Generator, to_pixels, z_of_seed
 
+GENERATORS = {"dp-sims": Generator, "oasis": oasis.Generator, "dpgan": dpgan.Generator}
 GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
 
 
@@ -27,7 +29,7 @@ def load_generator(path, device="cpu"):
     """-> (generator in eval mode, checkpoint dict) of an EMA file that train.py wrote. Raises InputError."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        G = Generator(**checkpoint["generator"])
+        G = GENERATORS[checkpoint.get("architecture", "dp-sims")](**checkpoint["generator"])
         G.load_state_dict(checkpoint["ema"])
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"{path}: not an EMA file of train.py ({type(error).__name__}); give one of the "
@@ -64,7 +66,7 @@ def read_maps(args, checkpoint, size):
     """The label maps asked for, one by one: (name, label_map (H, W), offsets (2, H, W) or None) tensors."""
     offset_channels = checkpoint["generator"]["offset_channels"]
     if args.dataset:
-        dataset = open_dataset(args.dataset, args.data_path, args.split, size)
+        dataset = open_dataset(args.dataset, args.data_path, args.split, size, instances=offset_channels > 0)
         if list(dataset.classes) != checkpoint["classes"] or 2 * dataset.has_instances != offset_channels:
             raise InputError(f"{args.checkpoint} was trained on {checkpoint['dataset']} with {len(checkpoint['classes'])} "
                              f"classes and {offset_channels} offset channels; --dataset {args.dataset} has "

@@ -31,40 +31,71 @@ import torchvision
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from baselines import dpgan, oasis
 from data import (DATASETS, InputError, RareClassBatches, class_presence, colour_labels, draw_page, open_dataset,
                   parse_size, sampling_probabilities)
-from discriminator import (BACKBONES, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, IMAGENET_MEAN, IMAGENET_STD,
+from discriminator import (BACKBONES, CONDITIONINGS, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, IMAGENET_MEAN, IMAGENET_STD,
                            Discriminator)
 from generator import (ATTENTION_STRIDE, LABEL_CHANNELS, NOISE_HIDDEN, NOISE_TOKENS, NOISE_WIDTH, PADDING,
-                       STEM_CHANNELS, WIDTHS, Z_DIM, Generator, parameters_by_part, to_pixels, z_of_seed)
+                       STEM_CHANNELS, WIDTHS, Z_DIM, parameters_by_part, to_pixels, z_of_seed)
 from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
-                    diversity_loss, generator_loss, objective)
+                    diversity_loss, equal_weights, generator_loss, objective)
+from sample import GENERATORS
 
 # ------------------------------------------------------------------------------------------- presets
 
 # The paper's numbers (Sec. 4.1) and, where it is silent, the choices of the README's table of departures.
 PAPER = dict(
-    image_size="256", steps=63_000, batch_size=64, lr=1e-3, backbone="convnext_large",
-    backbone_weights="imagenet", vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0,
-    gamma=2.0, label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum",
-    diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0, log_every=50,
-    workers=min(8, os.cpu_count() or 1),
+    image_size="256", steps=63_000, batch_size=64, lr=1e-3, lr_d=0.0, beta2=0.99, generator="dp-sims",
+    noise="cross-attention", self_attention="on", concatenate_last="on", discriminator="dp-sims",
+    backbone="convnext_large", backbone_weights="imagenet", conditioning="sigmoid-bn", patch="encoder", matched="decoder",
+    vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0, lambda_lm=0.0, lambda_patch=0.0,
+    lambda_fm=0.0, gamma=2.0, class_weights="balanced", label_smoothing=0.1, tau=0.3, negatives=128, anchors=256,
+    tau_div=1.0, reduction="sum", diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0,
+    sampling="rare-class", offsets="on", log_every=50, workers=min(8, os.cpu_count() or 1),
     picture_every=1000, save_every=1000, ema_every=5000)
-PAPER_NETWORKS = dict(
-    widths=WIDTHS, stem_channels=STEM_CHANNELS, label_channels=LABEL_CHANNELS, z_dim=Z_DIM,
-    noise_tokens=NOISE_TOKENS, noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN,
-    attention_stride=ATTENTION_STRIDE, padding=PADDING, decoder_widths=DECODER_WIDTHS,
-    full_resolution_width=FULL_RESOLUTION_WIDTH, spectral=True, vgg_width=1.0, projection_width=256)
+PAPER_NETWORKS = {
+    "generator": {
+        "dp-sims": dict(widths=WIDTHS, stem_channels=STEM_CHANNELS, label_channels=LABEL_CHANNELS, z_dim=Z_DIM,
+                        noise_tokens=NOISE_TOKENS, noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN,
+                        attention_stride=ATTENTION_STRIDE, padding=PADDING),
+        "oasis": dict(widths=WIDTHS, z_dim=Z_DIM, hidden=128, padding=PADDING),
+        "dpgan": dict(widths=WIDTHS, stem_channels=STEM_CHANNELS, label_channels=LABEL_CHANNELS, z_dim=Z_DIM,
+                      padding=PADDING)},
+    "discriminator": {
+        "dp-sims": dict(decoder_widths=DECODER_WIDTHS, full_resolution_width=FULL_RESOLUTION_WIDTH, spectral=True),
+        "oasis": dict(encoder_widths=(128, 128, 256, 256, 512, 512), decoder_widths=(512, 256, 256, 128, 128, 64)),
+        "dpgan": dict(encoder_widths=(128, 128, 256, 256, 512, 512), decoder_widths=(512, 256, 256, 128, 128, 64),
+                      head_channels=64)},
+    "contrastive": dict(vgg_width=1.0, width=256)}
 # Found by measuring (RESULTS.md): the best pictures in about eight minutes on two CPU cores.
 TOY = dict(
     PAPER, image_size="64", steps=2000, batch_size=4, backbone="resnet18", backbone_weights="self",
     vgg_weights="random", anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0,
     lr_decay_steps=[1200, 2000], workers=1, log_every=50, picture_every=200, save_every=200, ema_every=0)
-TOY_NETWORKS = dict(
-    PAPER_NETWORKS, widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8,
-    noise_width=32, padding="reflect", decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32,
-    vgg_width=0.25, projection_width=64)
+TOY_NETWORKS = {
+    "generator": {
+        "dp-sims": dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, z_dim=Z_DIM, noise_tokens=8,
+                        noise_width=32, noise_hidden=NOISE_HIDDEN, attention_stride=ATTENTION_STRIDE, padding="reflect"),
+        "oasis": dict(widths=(96, 64, 32, 32, 32), z_dim=Z_DIM, hidden=32, padding="reflect"),
+        "dpgan": dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, z_dim=Z_DIM, padding="reflect")},
+    "discriminator": {
+        "dp-sims": dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32, spectral=True),
+        "oasis": dict(encoder_widths=(32, 48, 64, 96, 128), decoder_widths=(128, 96, 64, 48, 32)),
+        "dpgan": dict(encoder_widths=(32, 48, 64, 96, 128), decoder_widths=(128, 96, 64, 48, 32), head_channels=32)},
+    "contrastive": dict(vgg_width=0.25, width=64)}
 PRESETS = {"paper": (PAPER, PAPER_NETWORKS), "toy": (TOY, TOY_NETWORKS)}
+# What the systems of the other papers change, at any size ...
+MODELS = {
+    "dp-sims": dict(),
+    "oasis": dict(generator="oasis", discriminator="oasis", gamma=0.0, label_smoothing=0.0, lambda_c=0.0, lambda_d=0.0,
+                  lambda_lm=10.0, sampling="uniform", offsets="off"),
+    "dpgan": dict(generator="dpgan", discriminator="dpgan", gamma=0.0, label_smoothing=0.0, lambda_c=0.0, lambda_d=0.0,
+                  lambda_lm=5.0, lambda_patch=1.0, lambda_fm=1.0, class_weights="inverse", sampling="uniform",
+                  offsets="off")}
+# ... and at full size. PAPER: DP-GAN gives no batch size and no length. / HERE: OASIS's, 32 images for 200 epochs.
+# WHY: its Table 1 compares with OASIS by the same protocol; its released code has 5 images, for one small GPU.
+BASELINE_PAPER = dict(batch_size=32, steps=126_000, lr=1e-4, lr_d=4e-4, beta2=0.999)
 # What a dataset changes in the paper's preset. PAPER: no training length. / HERE: OASIS's epochs, in steps of
 # 64 images. / WHY: the comparison of Table 1 is with it.
 DATASET_DEFAULTS = {
@@ -74,6 +105,59 @@ DATASET_DEFAULTS = {
     "cityscapes": dict(steps=60_000, image_size="256x512"),
     "folder": dict(),
 }
+BASELINE_DATASET_DEFAULTS = {                                             # OASIS's, in steps of 32 and of 20 images
+    "coco_stuff": dict(steps=369_000),
+    "cityscapes": dict(steps=29_750, batch_size=20, lr=4e-4, ema_decay=0.999, lambda_lm=5.0, image_size="256x512"),
+}
+# --row: the rows of the papers' tables, as options over all of the above.
+LITE1, CONVNEXT_21K = "timm:tf_efficientnet_lite1", "timm:convnext_large.fb_in22k_ft_in1k"
+ROWS = {
+    "table2-swin-b": dict(backbone="swin_b"),
+    "table2-resnet50": dict(backbone="resnet50"),
+    "table2-efficientnet-lite1": dict(backbone=LITE1),
+    "table2-convnext-b": dict(backbone="convnext_base"),
+    "table2-convnext-l": dict(backbone="convnext_large"),
+    "table3-random": dict(backbone_weights="random"),
+    "table3-in1k-224": dict(backbone="convnext_large", backbone_weights="imagenet"),
+    "table3-in21k-224": dict(backbone=CONVNEXT_21K, backbone_weights="imagenet"),
+    "table3-in21k-384": dict(backbone=CONVNEXT_21K + "_384", backbone_weights="imagenet"),
+    "table5-none": dict(conditioning="none"),
+    "table5-ccm-csm": dict(conditioning="ccm-csm"),
+    "table5-bn-ccm-csm": dict(conditioning="bn-ccm-csm"),
+    "table5-no-sigmoid": dict(conditioning="bn"),
+    "table5-no-bn": dict(conditioning="sigmoid"),
+    "table6-dp-sims": dict(),
+    "table6-oasis-discriminator": dict(discriminator="oasis"),
+    "table6-oasis-generator": dict(generator="oasis"),
+    "table6-no-self-attention": dict(self_attention="off"),
+    "table6-no-cross-attention": dict(noise="concatenation"),
+    "table6-no-label-smoothing": dict(label_smoothing=0.0),
+    "table6-no-contrastive": dict(lambda_c=0.0),
+    "table7-tau-0.07": dict(tau=0.07),
+    "table7-tau-0.3": dict(tau=0.3),
+    "table7-tau-0.7": dict(tau=0.7),
+    "table7-tau-2.0": dict(tau=2.0),
+    "table8-weighted-ce": dict(gamma=0.0),
+    "table8-focal": dict(class_weights="none"),
+    "table8-weighted-focal": dict(),
+    "table9-oasis": dict(model="oasis"),
+    "table9-dp-sims": dict(),
+    "no-diversity": dict(lambda_d=0.0),
+    "dpgan-table4a-oasis-oasis": dict(model="oasis"),
+    "dpgan-table4a-oasis-dpgan": dict(model="dpgan", generator="oasis"),
+    "dpgan-table4a-dpgan-oasis": dict(model="dpgan", discriminator="oasis", lambda_patch=0.0, lambda_fm=0.0),
+    "dpgan-table4a-dpgan-dpgan": dict(model="dpgan"),
+    "dpgan-table4b-none": dict(model="dpgan", patch="none", lambda_patch=0.0),
+    "dpgan-table4b-decoder": dict(model="dpgan", patch="decoder"),
+    "dpgan-table4b-both": dict(model="dpgan", patch="both"),
+    "dpgan-table4b-encoder": dict(model="dpgan", patch="encoder"),
+    "dpgan-table4c-none": dict(model="dpgan", matched="none", lambda_fm=0.0),
+    "dpgan-table4c-encoder": dict(model="dpgan", matched="encoder"),
+    "dpgan-table4c-both": dict(model="dpgan", matched="both"),
+    "dpgan-table4c-decoder": dict(model="dpgan", matched="decoder"),
+    "dpgan-supplement3-no-labelmix": dict(model="dpgan", lambda_lm=0.0),
+    "dpgan-supplement3-no-concatenation": dict(model="dpgan", concatenate_last="off"),
+}
 PRETRAIN_STEPS, PRETRAIN_BATCH = 150, 32  # --backbone-weights self
 EMA_BATCHES = 16    # training batches that give the averaged generator its batch-norm statistics
 STRIP_ROWS = 6
@@ -82,17 +166,24 @@ FAKE_COLOUR = (255, 0, 255)
 
 def parse_options(argv):
     """argv -> argparse.Namespace with every option set: the command line, over the dataset's defaults,
-    over the preset."""
+    over the row, over the model's, over the preset."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--dataset", default="toy")
-    first.add_argument("--preset")
-    first.add_argument("--backbone")
+    for name in ("--preset", "--model", "--row", "--backbone"):
+        first.add_argument(name)
     known, _ = first.parse_known_args(argv)
-    defaults = dict(DATASET_DEFAULTS.get(known.dataset, {}))
-    preset = known.preset or defaults.pop("preset", "paper")
-    if preset not in PRESETS:
-        raise InputError(f"--preset {preset} is unknown; choose from {', '.join(PRESETS)}")
-    defaults = {**PRESETS[preset][0], **defaults, "preset": preset, "output_dir": f"runs/{known.dataset}"}
+    if known.row is not None and known.row not in ROWS:
+        raise InputError(f"--row {known.row} is unknown; choose from {', '.join(ROWS)}")
+    row, of_dataset = ROWS.get(known.row, {}), dict(DATASET_DEFAULTS.get(known.dataset, {}))
+    preset, model = known.preset or of_dataset.pop("preset", "paper"), known.model or row.get("model", "dp-sims")
+    for flag, value, choices in (("--preset", preset, PRESETS), ("--model", model, MODELS)):
+        if value not in choices:
+            raise InputError(f"{flag} {value} is unknown; choose from {', '.join(choices)}")
+    if model != "dp-sims":
+        of_dataset = {} if preset == "toy" else {**BASELINE_PAPER, **BASELINE_DATASET_DEFAULTS.get(known.dataset, {})}
+    name = "_".join([known.dataset] + ([known.row] if known.row else [model] * (model != "dp-sims")))
+    defaults = {**PRESETS[preset][0], **MODELS[model], **of_dataset, **row, "preset": preset, "model": model,
+                "output_dir": f"runs/{name}"}
     # PAPER: "for pre-trained Swin backbones, we found it necessary to use gradient clipping", no value.
     # HERE: to a norm of 1. / WHY: the usual value.
     if (known.backbone or defaults["backbone"]).startswith("swin"):
@@ -107,17 +198,38 @@ def parse_options(argv):
     group.add_argument("--data-path", help="folder of the dataset; the error for a wrong one shows its layout")
     group.add_argument("--image-size", type=parse_size, help="height x width: 256, or 256x512; each side "
                        "divisible by 32")
+    group.add_argument("--offsets", choices=("on", "off"), help="instance offsets as input, where there are instances")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=("dp-sims",), default="dp-sims")
+    group.add_argument("--model", choices=MODELS, help="whose networks and losses; the others are baselines/")
     group.add_argument("--preset", choices=PRESETS, help="sizes of the networks and every default below")
-    group.add_argument("--backbone", choices=BACKBONES, help="frozen backbone of the discriminator")
+    group.add_argument("--row", metavar="NAME", help="a row of the papers' tables, such as table5-none or "
+                       "dpgan-table4b-both; the README lists them, a wrong name too")
+    group.add_argument("--generator", choices=MODELS)
+    group.add_argument("--noise", choices=("cross-attention", "concatenation"), help="how z enters the generator (Table 6)")
+    group.add_argument("--self-attention", choices=("on", "off"), help="in the label pyramid (Table 6)")
+    group.add_argument("--concatenate-last", choices=("on", "off"), help="the last map of DP-GAN's label pyramid, at "
+                       "every scale (its supplement's Table 3)")
+    group.add_argument("--discriminator", choices=MODELS)
+    group.add_argument("--backbone", metavar="NAME", help=f"frozen backbone of the discriminator: {', '.join(BACKBONES)}, "
+                       f"or timm:NAME (pip install timm)")
+    group.add_argument("--conditioning", choices=CONDITIONINGS, help="of the backbone's features (Table 5)")
+    group.add_argument("--patch", choices=dpgan.PATCH_LEVELS, help="where DP-GAN's patch heads sit (its Table 4b)")
+    group.add_argument("--matched", choices=("none", "decoder", "encoder", "both"), help="features that DP-GAN matches "
+                       "(its Table 4c)")
     group.add_argument("--backbone-weights", help="imagenet (torchvision downloads them), self (pre-trained "
                        "here, to tell the dataset's classes), random, or a file with the state dict of torchvision's model")
+    group.add_argument("--pretrain-backbone", metavar="FILE", help="only pre-train --backbone as self does, into FILE "
+                       "unless it is there, for --backbone-weights FILE of other runs")
     group.add_argument("--vgg-weights", help="for the contrastive loss: imagenet, random, or a file of vgg19")
     group = parser.add_argument_group("loss (Sec. 3.3)")
     group.add_argument("--lambda-gan", type=float, help="weight of Eq. 4")
     group.add_argument("--lambda-c", type=float, help="weight of the contrastive loss, Eq. 5; 0 leaves it out")
     group.add_argument("--lambda-d", type=float, help="weight of the diversity loss, Eq. 6; 0 leaves it out")
+    group.add_argument("--lambda-lm", type=float, help="weight of LabelMix (DP-GAN Eq. 8); 0 leaves it out")
+    group.add_argument("--lambda-patch", type=float, help="weight of the patch losses (DP-GAN Eq. 5); 0 leaves them out")
+    group.add_argument("--lambda-fm", type=float, help="weight of feature matching (DP-GAN Eq. 6); 0 leaves it out")
+    group.add_argument("--class-weights", choices=("balanced", "inverse", "none"), help="alpha_c: balanced as in OASIS, "
+                       "inverse frequency (DP-GAN Eq. 4), or 1 for every known class (Table 8)")
     group.add_argument("--gamma", type=float, help="exponent of the focal loss; 0 is cross-entropy")
     group.add_argument("--label-smoothing", type=float, help="epsilon, on the real pixels of Eq. 3")
     group.add_argument("--tau", type=float, help="temperature of Eq. 5")
@@ -133,7 +245,10 @@ def parse_options(argv):
     group.add_argument("--batch-size", type=int, help="GLOBAL batch size, over all ranks")
     group.add_argument("--micro-batch-size", type=int, default=0, help="images per rank in memory at once; "
                        "lower it if memory runs out (0 = all; batch norm then sees the smaller batch)")
-    group.add_argument("--lr", type=float, help="one learning rate for both networks")
+    group.add_argument("--lr", type=float, help="learning rate")
+    group.add_argument("--lr-d", type=float, help="that of the discriminator; 0 = --lr, as in DP-SIMS")
+    group.add_argument("--beta2", type=float, help="of Adam; beta1 is 0")
+    group.add_argument("--sampling", choices=("rare-class", "uniform"), help="of training images; the baselines': uniform")
     group.add_argument("--lr-decay-steps", type=int, nargs=2, metavar=("FROM", "TO"),
                        help="linear decay to a tenth between these steps; 0 0 = none, as in the paper")
     group.add_argument("--clip-grad", type=float, help="largest gradient norm; 0 = off (Swin: 1)")
@@ -159,11 +274,18 @@ def parse_options(argv):
     for names, low, high in ((("steps", "batch_size", "log_every", "diversity_every", "anchors", "negatives"), 1, 10 ** 9),
                              (("micro_batch_size", "workers", "seed", "picture_every", "save_every", "ema_every",
                                "evaluate_every"), 0, 10 ** 9),
-                             (("lambda_gan", "lambda_c", "lambda_d", "gamma", "clip_grad", "tau_div"), 0, 1e9),
-                             (("lr", "tau"), 1e-12, 1e9), (("label_smoothing", "ema_decay"), 0, 0.999999)):
+                             (("lambda_gan", "lambda_c", "lambda_d", "lambda_lm", "lambda_patch", "lambda_fm", "gamma",
+                               "clip_grad", "tau_div", "lr_d"), 0, 1e9),
+                             (("lr", "tau"), 1e-12, 1e9), (("label_smoothing", "ema_decay", "beta2"), 0, 0.999999)):
         for name in names:
             if not low <= getattr(args, name) <= high:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} to {high}")
+    if args.backbone not in BACKBONES and not args.backbone.startswith("timm:"):
+        raise InputError(f"--backbone {args.backbone} is unknown; choose from {', '.join(BACKBONES)}, or timm:NAME")
+    for weight, has in (("lambda_patch", args.patch != "none"), ("lambda_fm", args.matched != "none")):
+        if getattr(args, weight) > 0 and not (has and args.discriminator == "dpgan"):
+            raise InputError(f"--{weight.replace('_', '-')} {getattr(args, weight)} needs --discriminator dpgan with "
+                             f"--{'patch' if weight == 'lambda_patch' else 'matched'} other than none; or give 0")
     start, end = args.lr_decay_steps
     if not (start == end == 0 or 0 <= start < end):
         raise InputError(f"--lr-decay-steps {start} {end}: expected two rising steps, or 0 0 for none")
@@ -315,8 +437,8 @@ def load_checkpoint(path):
 
 
 def trained(net):
-    """The state dict of net without its frozen backbone, which any run can load again by itself."""
-    return {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
+    """The state dict of net (or None) without its frozen backbone, which any run can load again by itself."""
+    return {} if net is None else {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
 
 
 def load_trained(net, state):
@@ -325,8 +447,9 @@ def load_trained(net, state):
 
 
 def fingerprint(net):
-    """One number for the frozen weights of net, to notice another backbone on resume."""
-    return sum(p.cpu().double().abs().sum().item() for p in net.backbone.parameters())
+    """One number for the frozen weights of net, to notice another backbone on resume; 0 where there are none."""
+    frozen = getattr(net, "backbone", None)
+    return 0.0 if frozen is None else sum(p.cpu().double().abs().sum().item() for p in frozen.parameters())
 
 
 # --------------------------------------------------------------------------------------------- pictures
@@ -368,7 +491,8 @@ def resume(state, identity, path, args, say, G, D, P, ema, optimiser_G, optimise
     G.load_state_dict(state["G"])
     ema.load_state_dict(state["ema"])
     load_trained(D, state["D"])
-    load_trained(P, state["P"])
+    if P is not None:
+        load_trained(P, state["P"])
     optimiser_G.load_state_dict(state["optimiser_G"])
     optimiser_D.load_state_dict(state["optimiser_D"])
     return state["step"]
@@ -403,6 +527,9 @@ def build_frozen(build, name, weights, flag):
     try:
         return build()
     except (OSError, ValueError, RuntimeError) as error:
+        if name.startswith("timm:"):
+            raise InputError(f"{flag} {weights}: {error}; expected a file of timm's weights for {name}, or imagenet where "
+                             f"there is a network, or random") from None
         if weights == "imagenet" and isinstance(error, OSError):
             url = torchvision.models.get_model_weights(name).DEFAULT.url
             raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}); fetch {url} where there "
@@ -432,6 +559,9 @@ def pretrain_backbone(name, dataset, probabilities, path, seed, device, workers)
     cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
     classification", in half a minute and without a download.
     """
+    if name not in BACKBONES:
+        raise InputError(f"--backbone {name}: only torchvision's can be pre-trained here ({', '.join(BACKBONES)}); choose "
+                         f"one of them, or other --backbone-weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes))
@@ -547,15 +677,17 @@ def report(line, steps, progress):
 def banner(say, args, device, world, micro, accumulation, G, D, P, run, done, images):
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     count = lambda net, trains: sum(p.numel() for p in net.parameters() if p.requires_grad == trains)
-    say(f"DP-SIMS on {args.dataset}: {images} images, preset {args.preset}, torch {torch.__version__}\n"
+    frozen = f"{count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})" if D.backbone else "nothing frozen"
+    title = {"dp-sims": "DP-SIMS", "oasis": "OASIS", "dpgan": "DP-GAN"}[args.model] + (f", {args.row}," if args.row else "")
+    say(f"{title} on {args.dataset}: {images} images, preset {args.preset}, torch {torch.__version__}\n"
         f"device      {device} ({where}), {world} rank{'s' * (world > 1)}, precision "
         f"{'bf16 autocast' if args.amp == 'bf16' else 'float32'}\n"
         f"batch       {args.batch_size} = {world} ranks x {micro} images x {accumulation} accumulated\n"
         f"steps       {args.steps} = {args.steps * args.batch_size / images:.1f} epochs\n"
         f"generator   {count(G, True):,} parameters: " + ", ".join(
             f"{part} {n:,}" for part, n in parameters_by_part(G).items()) + "\n"
-        f"discrimin.  {count(D, True):,} trained, {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})\n"
-        f"contrastive {count(P, True):,} trained, {count(P, False):,} frozen (VGG-19, {args.vgg_weights})\n"
+        f"discrimin.  {count(D, True):,} trained, {frozen}\n"
+        + (f"contrastive {count(P, True):,} trained, {count(P, False):,} frozen (VGG-19, {args.vgg_weights})\n" if P else "") +
         f"run folder  {run}, {f'resumed at step {done}' if done else 'new'}", flush=True)
 
 
@@ -581,7 +713,9 @@ def split_batch(args, world):
     if args.batch_size % world or per_rank % micro:
         raise InputError(f"--batch-size {args.batch_size} must split evenly over {world} ranks and into micro-"
                          f"batches of {micro}; choose a multiple of {world * micro}")
-    (H, W), step_of = args.image_size, max(2 ** (len(PRESETS[args.preset][1]["widths"]) - 2), 32)
+    (H, W), networks = args.image_size, PRESETS[args.preset][1]
+    step_of = max(2 ** (len(networks["generator"][args.generator]["widths"]) - 2),
+                  2 ** len(networks["discriminator"][args.discriminator].get("encoder_widths", DECODER_WIDTHS)))
     if H % step_of or W % step_of:
         raise InputError(f"--image-size {H}x{W}: both sides must be divisible by {step_of} (the pyramids halve "
                          f"the picture); the nearest is {max(step_of, round(H / step_of) * step_of)}x"
@@ -591,33 +725,36 @@ def split_batch(args, world):
 
 def open_run(args, rank, world):
     """-> (training set, validation set, run folder, p of each training picture). Raises InputError."""
-    dataset = open_dataset(args.dataset, args.data_path, "train", args.image_size, args.seed)
-    validation = open_dataset(args.dataset, args.data_path, "val", args.image_size, args.seed)
+    dataset, validation = (open_dataset(args.dataset, args.data_path, split, args.image_size, args.seed,
+                                        args.offsets == "on") for split in ("train", "val"))
     run = Path(args.output_dir)
     try:
         run.mkdir(parents=True, exist_ok=True)
         open(run / "metrics.jsonl", "a").close()
     except OSError as error:
         raise InputError(f"--output-dir {run}: cannot be written ({error.strerror}); choose another") from None
-    probabilities = torch.zeros(len(dataset), dtype=torch.float64)
-    if rank == 0:  # one rank reads the label maps, the others wait for the result
+    probabilities = torch.full((len(dataset),), 1 / len(dataset), dtype=torch.float64)
+    if rank == 0 and args.sampling == "rare-class":  # one rank reads the label maps, the others wait for the result
         presence = class_presence(dataset, run / "class_presence.npz")
-        probabilities += torch.from_numpy(sampling_probabilities(presence, dataset.unknown))
+        probabilities = torch.from_numpy(sampling_probabilities(presence, dataset.unknown))
     if world > 1:
         dist.broadcast(probabilities, 0)  # over gloo, which waits half an hour for a large dataset
     return dataset, validation, run, probabilities.numpy()
 
 
 def build_networks(args, dataset, probabilities, run, device, rank, world, say):
-    """-> (generator, discriminator, features of Eq. 5, the generator's options). Raises InputError for weights."""
+    """-> (generator, discriminator, features of Eq. 5 or None, the generator's options). Raises InputError for weights."""
     num_classes, networks = len(dataset.classes), PRESETS[args.preset][1]
     torch.manual_seed(args.seed)
-    generator_options = dict(num_classes=num_classes, offset_channels=2 * dataset.has_instances, **{
-        k: networks[k] for k in ("widths", "stem_channels", "label_channels", "z_dim", "noise_tokens",
-                                 "noise_width", "noise_hidden", "attention_stride", "padding")})
-    G = Generator(**generator_options)
+    generator_options = dict(num_classes=num_classes, offset_channels=2 * dataset.has_instances,
+                             **networks["generator"][args.generator])
+    if args.generator == "dp-sims":
+        generator_options.update(noise=args.noise, self_attention=args.self_attention == "on")
+    elif args.generator == "dpgan":
+        generator_options.update(concatenate_last=args.concatenate_last == "on")
+    G = GENERATORS[args.generator](**generator_options)
     weights = args.backbone_weights
-    if weights == "self":
+    if weights == "self" and args.discriminator == "dp-sims":
         key = repr((dataset.fingerprint(), dataset.classes, args.seed, *args.image_size)).encode()
         weights = str(run / f"backbone_{args.backbone}_{hashlib.sha256(key).hexdigest()[:8]}.pt")
         if rank == 0 and not Path(weights).is_file():
@@ -625,16 +762,23 @@ def build_networks(args, dataset, probabilities, run, device, rank, world, say):
             pretrain_backbone(args.backbone, dataset, probabilities, Path(weights), args.seed, device, args.workers)
     if rank > 0:
         dist.barrier()  # rank 0 first: it downloads or pre-trains what the others then find
-    D = build_frozen(lambda: Discriminator(
-        num_classes, args.backbone, weights, networks["decoder_widths"],
-        networks["full_resolution_width"], networks["spectral"], args.seed),
-        args.backbone, args.backbone_weights, "--backbone-weights")
-    P = build_frozen(lambda: ContrastiveFeatures(
-        args.vgg_weights, networks["vgg_width"] if args.vgg_weights == "random" else 1.0,
-        networks["projection_width"], args.seed), "vgg19", args.vgg_weights, "--vgg-weights")
+    widths, P = networks["discriminator"][args.discriminator], None
+    if args.discriminator == "dp-sims":
+        D = build_frozen(lambda: Discriminator(
+            num_classes, args.backbone, weights, seed=args.seed, conditioning=args.conditioning, **widths),
+            args.backbone, args.backbone_weights, "--backbone-weights")
+    elif args.discriminator == "oasis":
+        D = oasis.Discriminator(num_classes, **widths)
+    else:
+        D = dpgan.Discriminator(num_classes, patch=args.patch, matched=args.matched, **widths)
+    if args.lambda_c > 0:
+        contrastive = networks["contrastive"]
+        P = build_frozen(lambda: ContrastiveFeatures(
+            args.vgg_weights, contrastive["vgg_width"] if args.vgg_weights == "random" else 1.0, contrastive["width"],
+            args.seed), "vgg19", args.vgg_weights, "--vgg-weights")
     if rank == 0 and world > 1:
         dist.barrier()
-    G, D, P = (synchronise_batch_norm(net, device, world).to(device, memory_format=torch.channels_last)
+    G, D, P = (net and synchronise_batch_norm(net, device, world).to(device, memory_format=torch.channels_last)
                for net in (G, D, P))
     return G, D, P, generator_options
 
@@ -646,23 +790,30 @@ def train(args):
     per_rank, micro, accumulation = split_batch(args, world)
     dataset, validation, run, probabilities = open_run(args, rank, world)
     num_classes = len(dataset.classes)
+    if args.pretrain_backbone:
+        if rank == 0 and not Path(args.pretrain_backbone).exists():
+            pretrain_backbone(args.backbone, dataset, probabilities, Path(args.pretrain_backbone), args.seed, device,
+                              args.workers)
+        say(f"backbone:   {args.pretrain_backbone}")
+        return leave_ranks() if world > 1 else None
     G, D, P, generator_options = build_networks(args, dataset, probabilities, run, device, rank, world, say)
     ema = copy.deepcopy(G).requires_grad_(False)
     if args.compile:
         # TRAP: not the rest of D: its spectral norm is stepped again before the backward pass of Eq. 3, which compiled
         # code (torch 2.15) does not allow.
-        for net in (G, D.backbone, P):
+        for net in filter(None, (G, D.backbone, P)):
             net.compile()
-    G_parameters = [p for net in (G, P) for p in net.parameters() if p.requires_grad]
+    G_parameters = [p for net in filter(None, (G, P)) for p in net.parameters() if p.requires_grad]
     D_parameters = [p for p in D.parameters() if p.requires_grad]
     optimiser_G, optimiser_D = (
-        torch.optim.Adam(parameters, lr=args.lr, betas=(0.0, 0.99), fused=True)
-        for parameters in (G_parameters, D_parameters))
+        torch.optim.Adam(parameters, lr=lr, betas=(0.0, args.beta2), fused=True)
+        for parameters, lr in ((G_parameters, args.lr), (D_parameters, args.lr_d or args.lr)))
 
     # ---- resume
     done, latest = 0, run / "latest.pt"
-    identity = {"dataset": args.dataset, "model": args.model, "preset": args.preset, "backbone": args.backbone,
-                "classes": list(dataset.classes), "offset_channels": generator_options["offset_channels"],
+    identity = {**{name: getattr(args, name) for name in (
+        "dataset", "model", "preset", "generator", "noise", "self_attention", "concatenate_last", "discriminator",
+        "backbone", "conditioning", "patch", "matched")}, "classes": list(dataset.classes), "offset_channels": generator_options["offset_channels"],
                 "frozen": [fingerprint(D), fingerprint(P)]}
     if latest.is_file():
         state = load_checkpoint(latest)
@@ -711,7 +862,7 @@ def train(args):
 
     def save_ema(step, name, scores):
         if rank == 0:
-            save_atomically({"step": step, "generator": generator_options, "ema": ema.state_dict(),
+            save_atomically({"step": step, "architecture": args.generator, "generator": generator_options, "ema": ema.state_dict(),
                              "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
                              "palette": dataset.palette.tolist(), "unknown": dataset.unknown, "scores": scores}, run / name)
 
@@ -725,6 +876,7 @@ def train(args):
     if done >= args.steps:
         say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
         return finish(say, run, world)
+    weigh = {"balanced": class_weights, "inverse": dpgan.class_weights, "none": equal_weights}[args.class_weights]
     stopping = stop_on_signals()
     control = dist.new_group(backend="gloo") if world > 1 else None
     best = float("inf")
@@ -734,7 +886,8 @@ def train(args):
             lambda: evaluate.load_inception(args.inception_weights, device), rank, world)
         reference = evaluate.dataset_reference(validation, inception, key, device, rank, world, cache=run)
         best = min((line[distance] for line in read_lines_of(run / "scores.jsonl") if distance in line), default=best)
-    pixels, nets, log, agreed, busy_since = H * W, {"G": G, "D": D, "P": P}, [], None, time.time()
+    pixels, log, agreed, busy_since = H * W, [], None, time.time()
+    nets = {name: net for name, net in (("G", G), ("D", D), ("P", P)) if net is not None}
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True,
                     disable=None if rank == 0 else True)
     batches = batches_of(loader)
@@ -748,17 +901,19 @@ def train(args):
             raise
         logs_now = step % args.log_every == 0 or step == args.steps
         lr = args.lr * lr_factor(step, *args.lr_decay_steps)
-        for group in optimiser_G.param_groups + optimiser_D.param_groups:
-            group["lr"] = lr
+        optimiser_G.param_groups[0]["lr"], optimiser_D.param_groups[0]["lr"] = lr, lr * (args.lr_d or args.lr) / args.lr
         # noise of the whole global batch, on every rank alike; this rank takes its share
         step_generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         z = torch.randn(2, args.batch_size, G.z_dim, generator=step_generator)
-        z_1, z_2 = z[:, rank * per_rank:(rank + 1) * per_rank].to(device, non_blocking=True)
+        mine = slice(rank * per_rank, (rank + 1) * per_rank)
+        z_1, z_2 = z[:, mine].to(device, non_blocking=True)
+        if args.lambda_lm > 0:  # LabelMix: a flip for each image and class
+            flips = torch.rand(args.batch_size, num_classes, generator=step_generator)[mine].to(device) < 0.5
         counts = torch.zeros(num_classes, dtype=torch.int64, device=device)  # n_c of the whole global batch
         counts.scatter_add_(0, whole[1].flatten(), torch.ones_like(whole[1].flatten()))
         if world > 1:
             dist.all_reduce(counts)
-        alpha = class_weights(counts, dataset.unknown)                    # (C,)
+        alpha = weigh(counts, dataset.unknown)                            # (C,)
         parts = [slice(i, i + micro) for i in range(0, per_rank, micro)]
         values, made = {}, []
 
@@ -780,8 +935,8 @@ def train(args):
                                     None if offsets is None else torch.cat([offsets, offsets[pair]]),
                                     return_features=True)
                 fake = image[:n]                                          # (n, 3, H, W)
-                fake_features = D.backbone(fake)
-                fake_logits = D(fake, fake_features)                      # (n, C + 1, H, W)
+                fake_features = D.backbone and D.backbone(fake)
+                fake_logits, scores, matched = D(fake, fake_features, return_all=True)  # (n, C + 1, H, W), [..], [..]
                 contrastive, anchors = [], []
                 if args.lambda_c > 0:
                     contrastive, anchors = contrastive_loss(
@@ -793,11 +948,18 @@ def train(args):
                                                    args.tau_div)
             terms = objective(generator_loss(fake_logits, label_map, alpha, args.gamma), contrastive, diversity,
                               pixels, anchors, args.lambda_gan, args.lambda_c, args.lambda_d, args.reduction)
+            # L_G = pixel term - 1/L sum_i E min(-1 + D_p^i(psi^i(G)), 0) + L_fm             (DP-GAN Eq. 7)
+            if args.lambda_patch > 0:
+                terms["patch"] = args.lambda_patch * dpgan.patch_generator_loss(scores)
+            if args.lambda_fm > 0:
+                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                    wanted = D(real, return_all=True)[2]
+                terms["feature_matching"] = args.lambda_fm * dpgan.feature_matching_loss(wanted, matched)
             if logs_now:
                 add(values, gradient_norms(terms, image, features), accumulation)
             (sum(terms.values()) / accumulation).backward()
             add(values, {f"G_{name}": term for name, term in terms.items()}, accumulation)
-            made.append((fake.detach(), [f.detach() for f in fake_features]))
+            made.append((fake.detach(), fake_features and [f.detach() for f in fake_features]))
         average_gradients(G_parameters, world)
         norm_G = clip(G_parameters, args.clip_grad, logs_now)
         optimiser_G.step()
@@ -809,9 +971,22 @@ def train(args):
         for part, (fake, fake_features) in zip(parts, made):
             real, label_map = whole[0][part], whole[1][part]
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                real_logits, fake_logits = D(real), D(fake, fake_features)  # (n, C + 1, H, W) each
+                real_logits, real_scores, _ = D(real, return_all=True)      # (n, C + 1, H, W)
+                fake_logits, fake_scores, _ = D(fake, fake_features, return_all=True)
+                if args.lambda_lm > 0:
+                    mask = oasis.label_mix_mask(label_map, flips[part])   # (n, 1, H, W), True is real
+                    mixed_logits = D(torch.where(mask, real, fake))
             L_D = discriminator_loss(real_logits, fake_logits, label_map, alpha, args.gamma,
                                      args.label_smoothing) / pixels
+            # L_pixel + L_ms + lambda_LM L_LM                                                (DP-GAN Eq. 9)
+            if args.lambda_patch > 0:
+                L_ms = args.lambda_patch * dpgan.patch_discriminator_loss(real_scores, fake_scores)
+                L_D = L_D + L_ms
+                add(values, {"D_patch": L_ms}, accumulation)
+            if args.lambda_lm > 0:
+                L_LM = args.lambda_lm * oasis.label_mix_loss(mixed_logits, real_logits, fake_logits, mask)
+                L_D = L_D + L_LM
+                add(values, {"D_label_mix": L_LM}, accumulation)
             (L_D / accumulation).backward()
             add(values, {"D": L_D}, accumulation)
             if logs_now:
@@ -844,9 +1019,10 @@ def train(args):
         if logs_now or saves_now or keeps_now or draws_now or scores_now:
             check_finite(log, step, nets, latest)
         if logs_now:
-            values.update({name: norm for name, norm in (("G_gradient", norm_G), ("D_gradient", norm_D))},
-                          eta=torch.stack([p.detach().abs() for name, p in G.named_parameters()
-                                           if name.endswith("eta")]).mean())
+            values.update(G_gradient=norm_G, D_gradient=norm_D)
+            gates = [p.detach().abs() for name, p in G.named_parameters() if name.endswith("eta")]
+            if gates:
+                values["eta"] = torch.stack(gates).mean()
             line = summarise(log, step, world, device)
             seconds = (time.time() - busy_since) / len(log)
             line.update(lr=lr, seconds_per_step=seconds, images_per_second=args.batch_size / seconds,

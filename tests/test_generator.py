@@ -155,7 +155,8 @@ def test_a_label_block_is_convolution_norm_gelu_attention_pointwise():
     """Sec. 3.2: "a single convolution layer with downsampling followed by batch norm, GELU activation,
     attention modules, and a pointwise convolution layer". GELU by hand: x times the normal share below x."""
     torch.manual_seed(0)
-    block = LabelBlock(in_channels=3, out_channels=4, stride=2, padding="zeros", noise_width=5).eval()
+    block = LabelBlock(in_channels=3, out_channels=4, stride=2, padding="zeros", noise_width=5,
+                       self_attention=True).eval()
     nn.init.constant_(block.cross_attention.eta, 0.7), nn.init.constant_(block.self_attention.eta, 0.4)
     x, w = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 5)
     h = F.conv2d(x, block.conv.weight, block.conv.bias, stride=2, padding=1)

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import compare
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = [f for f in sorted(ROOT.glob("*.py"))]
+SOURCES = sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("baselines/*.py"))
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
 
 
@@ -64,13 +65,22 @@ def test_the_first_command_runs_as_written_at_a_tiny_size(tmp_path):
     assert set(scores) == {"fid", "miou", "diversity", "latency"} and (tmp_path / "run/eval_0000002/eval.png").is_file()
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "compare.py" in c])
+def test_compare_commands_parse(command):
+    assert compare.parse_options(shlex.split(command)[2:]).rows
+
+
+def test_every_row_of_train_is_in_the_readme_and_every_row_there_exists():
+    assert set(re.findall(r"^\|.*?`--row ([\w.-]+)", README, re.M)) == set(train.ROWS)
+
+
 def test_the_readme_names_the_checkpoint_that_the_toy_command_writes():
     steps = train.parse_options(["--dataset", "toy"]).steps
     assert set(re.findall(r"ema_\d+\.pt", README)) == {f"ema_{steps:07d}.pt"}
 
 
 def test_every_function_the_readme_names_exists():
-    named = re.findall(r"`(\w+\.py):(\w+)`", README)
+    named = re.findall(r"`((?:baselines/)?\w+\.py):(\w+)`", README)
     assert len(named) > 15
     for file, name in named:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
@@ -86,23 +96,28 @@ def test_every_equation_is_cited_in_code_readme_and_tests():
         assert f"(Eq. {number})" in code, f"Eq. {number} in the code"
         assert f"(Eq. {number})" in tests and f"eq{number}_" in tests, f"a test of Eq. {number}"
         assert re.search(rf"^\| (.*\b)?{number}\b.*\|.*`(generator|losses)\.py", README, re.M), f"Eq. {number} in README"
+    code += "".join(f.read_text(encoding="utf-8") for f in SOURCES)
+    for number in range(1, 10):
+        assert f"(DP-GAN Eq. {number})" in code and f"test_dpgan_eq{number}_" in tests, f"DP-GAN Eq. {number}"
 
 
 def test_every_departure_is_in_the_readmes_table():
     """One row for each PAPER comment, file by file."""
     for file in SOURCES:
         comments = file.read_text(encoding="utf-8").count("PAPER: ")
-        rows = len(re.findall(rf"^\| {re.escape(file.name)} \|", README, re.M))
-        assert comments == rows, f"{file.name}: {comments} PAPER comments, {rows} rows in the README's table"
+        name = file.relative_to(ROOT).as_posix()
+        rows = len(re.findall(rf"^\| {re.escape(name)} \|", README, re.M))
+        assert comments == rows, f"{name}: {comments} PAPER comments, {rows} rows in the README's table"
 
 
 def test_components_import_neither_each_other_nor_the_scripts():
-    house = {f.stem for f in SOURCES}
-    allowed = {"generator": set(), "discriminator": set(), "losses": set(), "data": set(),
-               "sample": {"data", "generator"}, "train": {"data", "generator", "discriminator", "losses", "evaluate"},
-               "evaluate": {"data", "generator", "sample", "train"}}
+    house = {f.stem for f in SOURCES} | {"baselines"}
+    allowed = {"generator": set(), "discriminator": set(), "losses": set(), "data": set(), "oasis": {"generator"},
+               "dpgan": {"generator", "baselines"}, "sample": {"data", "generator", "baselines"},
+               "train": {"data", "generator", "discriminator", "losses", "evaluate", "sample", "baselines"},
+               "evaluate": {"data", "generator", "sample", "train"}, "compare": {"data", "evaluate", "sample", "train"}}
     for file in SOURCES:
-        imported = {name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        imported = {name.split(".")[0] for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                     for name in ([node.module] if isinstance(node, ast.ImportFrom) else
                                  [a.name for a in node.names] if isinstance(node, ast.Import) else [])}
         assert imported & house <= allowed[file.stem], file.name
