@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data import DATASETS, InputError, colour_labels, open_dataset
 from evaluate import draw_eval_page
 from sample import load_generator, parse_seeds
-from train import DATASET_DEFAULTS, ROWS, read_lines_of
+from train import ROWS, read_lines_of
 
 HERE = Path(__file__).resolve().parent
 TOY_ROWS = ("table6-dp-sims", "table3-random", "table5-none", "table5-ccm-csm", "table5-bn-ccm-csm", "table5-no-sigmoid",
@@ -74,8 +74,7 @@ def commands_of(args, row, seed):
     run = args.output_dir / row / f"seed{seed}"
     data = ["--dataset", args.dataset] + (["--data-path", args.data_path] if args.data_path else [])
     decay = [str(int(0.6 * args.steps)), str(args.steps)] if args.preset == "toy" and args.steps > 1 else ["0", "0"]
-    weights = [] if "backbone_weights" in ROWS[row] or args.preset != "toy" else [
-        "--backbone-weights", str(backbone_file(args))]
+    weights = ["--backbone-weights", str(backbone_file(args))] if shares_backbone(args, row) else []
     train = [str(HERE / "train.py"), *data, "--preset", args.preset, "--row", row, "--seed", str(seed), "--steps",
              str(args.steps), "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay, "--picture-every", "0",
              *weights, *args.options.split(), "--output-dir", str(run)]
@@ -88,6 +87,11 @@ def commands_of(args, row, seed):
 
 def backbone_file(args):
     return args.output_dir / "backbone_resnet18.pt"
+
+
+def shares_backbone(args, row):
+    """Whether a row's discriminator has the toy preset's own backbone, which is then pre-trained once for all."""
+    return args.preset == "toy" and not {"backbone", "backbone_weights"} & ROWS[row].keys()
 
 
 def call(command, log, slot, jobs):
@@ -167,8 +171,7 @@ def draw_comparison(args, file):
 def main(args):
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runs = [(row, seed) for row in args.rows for seed in args.seeds]
-    needs = [row for row in args.rows if "backbone_weights" not in ROWS[row]]
-    if args.preset == "toy" and needs and not backbone_file(args).is_file():
+    if any(shares_backbone(args, row) for row in args.rows) and not backbone_file(args).is_file():
         data = ["--dataset", args.dataset] + (["--data-path", args.data_path] if args.data_path else [])
         call([str(HERE / "train.py"), *data, "--preset", "toy", *args.options.split(), "--pretrain-backbone",
               str(backbone_file(args)), "--output-dir", str(args.output_dir / "pretraining")],

@@ -559,15 +559,22 @@ def pretrain_backbone(name, dataset, probabilities, path, seed, device, workers)
     cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
     classification", in half a minute and without a download.
     """
-    if name not in BACKBONES:
-        raise InputError(f"--backbone {name}: only torchvision's can be pre-trained here ({', '.join(BACKBONES)}); choose "
-                         f"one of them, or other --backbone-weights")
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes))
+        if name.startswith("timm:"):
+            try:
+                import timm
+                net = timm.create_model(name.removeprefix("timm:"), num_classes=len(dataset.classes))
+            except (ImportError, RuntimeError) as error:
+                raise InputError(f"--backbone {name}: {error}; pip install timm, and see timm.list_models()") from None
+            config = timm.data.resolve_model_data_config(net)
+            mean, std = config["mean"], config["std"]
+        else:
+            net = torchvision.models.get_model(name, weights=None, num_classes=len(dataset.classes))
     net = net.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (mean, std))
     sampler = RareClassBatches(probabilities, PRETRAIN_BATCH, 0, PRETRAIN_STEPS, seed)
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
     for batch in tqdm(batches_of(loader), total=PRETRAIN_STEPS, desc=f"pre-training {name}", leave=False, disable=None):
@@ -756,7 +763,7 @@ def build_networks(args, dataset, probabilities, run, device, rank, world, say):
     weights = args.backbone_weights
     if weights == "self" and args.discriminator == "dp-sims":
         key = repr((dataset.fingerprint(), dataset.classes, args.seed, *args.image_size)).encode()
-        weights = str(run / f"backbone_{args.backbone}_{hashlib.sha256(key).hexdigest()[:8]}.pt")
+        weights = str(run / f"backbone_{args.backbone.replace(':', '_')}_{hashlib.sha256(key).hexdigest()[:8]}.pt")
         if rank == 0 and not Path(weights).is_file():
             say(f"pre-training {args.backbone} on the classes of {args.dataset}, {PRETRAIN_STEPS} steps, once", flush=True)
             pretrain_backbone(args.backbone, dataset, probabilities, Path(weights), args.seed, device, args.workers)

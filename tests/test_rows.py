@@ -219,7 +219,7 @@ def test_the_command_line_beats_the_row_and_the_row_the_model():
     (["--lambda-patch", "1"], "--lambda-patch 1.0 needs --discriminator dpgan"),
     (["--model", "dpgan", "--matched", "none"], "--lambda-fm 1.0 needs .*--matched other than none"),
     (["--backbone", "vgg16"], "--backbone vgg16 is unknown"),
-    (["--backbone", "timm:resnet10t"], "only torchvision's can be pre-trained here"),
+    (["--backbone", "timm:nothing"], "timm:nothing: .*see timm.list_models"),
 ])
 def test_bad_rows_get_one_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
@@ -258,14 +258,24 @@ def test_conditioning_alone_needs_no_network():
     assert torch.equal(condition_features(f, nn.Identity(), sigmoid=False), f) and len(CONDITIONINGS) == 6
 
 
-def test_the_backbone_is_pretrained_by_one_command(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet10t"])
+def test_the_backbone_is_pretrained_by_one_command(name, tmp_path, monkeypatch, capsys):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
     file = tmp_path / "backbone.pt"
     for steps in (2, 10 ** 9):  # the second time it is there already
         monkeypatch.setattr(train, "PRETRAIN_STEPS", steps)
-        train.train(train.parse_options(["--dataset", "toy", "--image-size", "32", "--workers", "0", "--output-dir",
-                                         str(tmp_path / "run"), "--pretrain-backbone", str(file)]))
+        train.train(train.parse_options(["--dataset", "toy", "--image-size", "32", "--workers", "0", "--backbone", name,
+                                         "--output-dir", str(tmp_path / "run"), "--pretrain-backbone", str(file)]))
         assert f"backbone:   {file}" in capsys.readouterr().out and not list((tmp_path / "run").glob("*.pt"))
-    train.train(train.parse_options([*TINY, "--backbone-weights", str(file), "--steps", "1", "--output-dir", str(tmp_path / "b")]))
+    args = train.parse_options([*TINY, "--backbone", name, "--backbone-weights", str(file), "--steps", "1", "--output-dir",
+                                str(tmp_path / "b")])
+    train.train(args)
+    backbone = Discriminator(5, name, str(file)).backbone.state_dict()
+    learnt, start = torch.load(file, weights_only=True), Discriminator(5, name, "random").backbone.state_dict()
+    first = next(key for key in backbone if key.endswith("conv1.weight") or key.endswith("conv1.0.weight") or "stages.0.0.0" in key)
+    assert any(torch.equal(backbone[first], t) for t in learnt.values()), "the file's weights"
+    assert not torch.equal(backbone[first], start[first]), "and not those of the start"
 
 
 def test_compare_writes_a_table_and_a_picture_and_goes_on(tmp_path, monkeypatch):
