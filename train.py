@@ -64,9 +64,8 @@ PAPER_NETWORKS = {
                       padding=PADDING)},
     "discriminator": {
         "dp-sims": dict(decoder_widths=DECODER_WIDTHS, full_resolution_width=FULL_RESOLUTION_WIDTH, spectral=True),
-        "oasis": dict(encoder_widths=(128, 128, 256, 256, 512, 512), decoder_widths=(512, 256, 256, 128, 128, 64)),
-        "dpgan": dict(encoder_widths=(128, 128, 256, 256, 512, 512), decoder_widths=(512, 256, 256, 128, 128, 64),
-                      head_channels=64)},
+        "oasis": dict(encoder_widths=oasis.ENCODER_WIDTHS, decoder_widths=oasis.DECODER_WIDTHS),
+        "dpgan": dict(encoder_widths=oasis.ENCODER_WIDTHS, decoder_widths=oasis.DECODER_WIDTHS, head_channels=64)},
     "contrastive": dict(vgg_width=1.0, width=256)}
 # Found by measuring (RESULTS.md): the best pictures in about eight minutes on two CPU cores.
 TOY = dict(
@@ -81,8 +80,8 @@ TOY_NETWORKS = {
         "dpgan": dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, z_dim=Z_DIM, padding="reflect")},
     "discriminator": {
         "dp-sims": dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32, spectral=True),
-        "oasis": dict(encoder_widths=(32, 48, 64, 96, 128), decoder_widths=(128, 96, 64, 48, 32)),
-        "dpgan": dict(encoder_widths=(32, 48, 64, 96, 128), decoder_widths=(128, 96, 64, 48, 32), head_channels=32)},
+        "oasis": dict(encoder_widths=(32, 64, 96, 128), decoder_widths=(128, 96, 64, 32)),  # to 4x4, as at 256x256
+        "dpgan": dict(encoder_widths=(32, 64, 96, 128), decoder_widths=(128, 96, 64, 32), head_channels=32)},
     "contrastive": dict(vgg_width=0.25, width=64)}
 PRESETS = {"paper": (PAPER, PAPER_NETWORKS), "toy": (TOY, TOY_NETWORKS)}
 # What the systems of the other papers change, at any size ...
@@ -214,7 +213,7 @@ def parse_options(argv):
                        f"or timm:NAME (pip install timm)")
     group.add_argument("--conditioning", choices=CONDITIONINGS, help="of the backbone's features (Table 5)")
     group.add_argument("--patch", choices=dpgan.PATCH_LEVELS, help="where DP-GAN's patch heads sit (its Table 4b)")
-    group.add_argument("--matched", choices=("none", "decoder", "encoder", "both"), help="features that DP-GAN matches "
+    group.add_argument("--matched", choices=dpgan.MATCHED, help="features that DP-GAN matches "
                        "(its Table 4c)")
     group.add_argument("--backbone-weights", help="imagenet (torchvision downloads them), self (pre-trained "
                        "here, to tell the dataset's classes), random, or a file with the state dict of torchvision's model")
@@ -982,10 +981,12 @@ def train(args):
                 fake_logits, fake_scores, _ = D(fake, fake_features, return_all=True)
                 if args.lambda_lm > 0:
                     mask = oasis.label_mix_mask(label_map, flips[part])   # (n, 1, H, W), True is real
-                    mixed_logits = D(torch.where(mask, real, fake))
+                    mixed_logits = D(oasis.label_mix(real, fake, mask))
             L_D = discriminator_loss(real_logits, fake_logits, label_map, alpha, args.gamma,
                                      args.label_smoothing) / pixels
             # L_pixel + L_ms + lambda_LM L_LM                                                (DP-GAN Eq. 9)
+            # PAPER: L_pixel is a sum over pixels, the others are means. / HERE: divided by H*W, in L_G, too. / WHY: as
+            # printed it would be 65,536 times as heavy; its code has means.
             if args.lambda_patch > 0:
                 L_ms = args.lambda_patch * dpgan.patch_discriminator_loss(real_scores, fake_scores)
                 L_D = L_D + L_ms

@@ -1,60 +1,88 @@
-"""DP-GAN as a baseline: dual pyramid generator, discriminator with three kinds of supervision (DP-GAN, BMVC 2022).
+"""DP-GAN, the baseline of Table 1 and the base of DP-SIMS.
 
-    Generator                  label pyramid of convolutions beside the SPADE image pyramid      (DP-GAN Eq. 1, 2)
-    Discriminator              OASIS's UNet, with patch heads and features to match
-    class_weights              alpha_c, inverse class frequency                                  (DP-GAN Eq. 4)
-    patch_discriminator_loss   L_ms, a hinge on the scores of the patch heads                    (DP-GAN Eq. 5)
-    feature_matching_loss      L_fm                                                              (DP-GAN Eq. 6)
-    patch_generator_loss       the second term of L_G                                            (DP-GAN Eq. 7)
+Li, Cheng and Gall, "Dual Pyramid Generative Adversarial Networks for Semantic Image Synthesis", BMVC 2022. It is
+OASIS with a second pyramid in the generator, and with supervision of patches and of features in the discriminator.
 
-The pixel losses, DP-GAN Eq. 3 and the first term of Eq. 7, are losses.py's with gamma = 0 and without label smoothing;
-LabelMix, Eq. 8, is oasis.py's; train.py adds them up as Eq. 7 and Eq. 9 say.
+Read from the bottom of the file upwards:
 
-    paper          | here                       | shape
-    s_5 ... s_0    | modulation[0] ... [-1]     | (B, 64, H, W) ... (B, 64, H / 2^5, W / 2^5)
-    D_p^i(psi^i)   | scores[i]                  | (B, 1, h, w), one for each patch of the picture
-    phi^i          | features[i]                | (B, C^i, H^i, W^i)
+    patch_generator_loss      second term of L_G                                     (DP-GAN Eq. 7)
+    feature_matching_loss     L_fm                                                   (DP-GAN Eq. 6)
+    patch_discriminator_loss  L_ms                                                   (DP-GAN Eq. 5)
+    class_weights             alpha_c                                                (DP-GAN Eq. 4)
+    Discriminator             oasis.Discriminator with a patch head on some of its blocks (Fig. 3, Table 7)
+      patch_head              D_p^i
+    Generator                 Fig. 2: label pyramid below (Table 6), image pyramid above (Table 8)
+      conv_block              one scale of the label pyramid
+      SPADEBlock              generator.py's, whose SPADE is DP-GAN Eq. 1
+
+Elsewhere: L_pixel (DP-GAN Eq. 3) and the first term of L_G (DP-GAN Eq. 7) are losses.discriminator_loss and
+losses.generator_loss with gamma 0, smoothing 0 and the class_weights of this file; L_LM (DP-GAN Eq. 8) is
+oasis.label_mix_loss; train.py adds them up (DP-GAN Eq. 9).
+
+    paper                 | here                | shape
+    l                     | label_map           | (B, H, W) integers 0..C-1; N of the paper is C here
+    z, (z, l)             | z, x                | (B, d_z), (B, d_z + C (+ 2), H, W)
+    s_i (Tables), alpha^i | alpha[i]            | (B, 64, H / 2^(5-i), W / 2^(5-i)), i = 0 the lowest scale
+    up_i (Table 8)        | y                   | (B, widths[i], H / 2^(5-i), W / 2^(5-i))
+    psi^i, phi^i          | blocks[side][i - 1] | (B, C^i, H^i, W^i), side "encoder" or "decoder"
+    D_p^i(psi^i(.))       | scores              | [(B, 1, h, w), ...], one for each head
+    alpha_c (Eq. 3, 4)    | class_weights       | (C,)
+
+Every loss computes in float32, also under autocast.
 """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from baselines.oasis import DECODER_WIDTHS, ENCODER_WIDTHS, check_inputs, concatenate_noise, initialise
+from baselines.oasis import DECODER_WIDTHS, ENCODER_WIDTHS, initialise, noise_and_labels
 from baselines.oasis import Discriminator as UNet
 from generator import LABEL_CHANNELS, PADDING, STEM_CHANNELS, WIDTHS, Z_DIM, SPADEBlock
 
-HEAD_CHANNELS = 64
-# --patch, the rows of Table 4(b): (side, block counted from its end). PAPER: "after the fourth and sixth block" of the
-# encoder; of the decoder not said. / HERE: the blocks of the same resolutions. / WHY: the same patches.
-PATCH_LEVELS = {"none": (), "encoder": (("encoder", 3), ("encoder", 1)), "decoder": (("decoder", 5), ("decoder", 6)),
-                "both": (("encoder", 3), ("encoder", 1), ("decoder", 5), ("decoder", 6))}
+# The rows of Table 4(b): which blocks have a patch head, as (side, index). "After the fourth and sixth block" of six
+# is written from the end, so that it holds for fewer levels.
+# PAPER: rows with L_ms on the decoder, not after which blocks. / HERE: its first two, 8x8 and 16x16.
+# WHY: "applied to feature maps of lower resolution"; the encoder's two are 16x16 and 4x4.
+PATCH_LEVELS = {"none": (), "encoder": (("encoder", -3), ("encoder", -1)), "decoder": (("decoder", 0), ("decoder", 1))}
+PATCH_LEVELS["both"] = PATCH_LEVELS["encoder"] + PATCH_LEVELS["decoder"]
+# The rows of Table 4(c): where features are matched, "after all blocks except for the first one".
+MATCHED = {"none": (), "encoder": ("encoder",), "decoder": ("decoder",), "both": ("encoder", "decoder")}
+
+
+def conv_block(in_channels, out_channels, stride, padding):
+    """One scale of the label pyramid: (B, C_in, H, W) -> (B, C_out, H/stride, W/stride)."""
+    # PAPER: "a convolutional layer, ReLU, and a batch normalization layer" (Sec. 3.1), "Conv2d-BatchNorm2d-ReLU"
+    # (Table 6). / HERE: as in Table 6. / WHY: the text lists, the table orders; its code.
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, padding_mode=padding),
+                         nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class Generator(nn.Module):
-    """DP-GAN's dual pyramid generator (Sec. 3.1, supplement Tables 6 and 8); 69.5 M parameters for 35 classes.
+    """DP-GAN's G(z, l): two pyramids (Sec. 3.1, Fig. 2). The defaults are the full-size model.
 
-    num_classes: C. offset_channels: 2 or 0 (DP-GAN: 0). widths: of the image pyramid, lowest scale first.
-    concatenate_last: s_0 beside s_i at every scale; False is "w/o cat" of the supplement's Table 3.
-    PAPER: Table 8 has five blocks, and s_5 is not used. / HERE: six, 8x8 to 256x256. / WHY: its released code, whose
-    parameter count is the one of Table 5.
+    num_classes: C, the labels 0..C-1, the unknown one included.
+    offset_channels: 2 where instance offsets are given, else 0.
+    widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
+        and W must be divisible by 2^(scales - 1).
+    stem_channels, label_channels: of the label pyramid, its first block and all others.
+    padding: of the 3x3 convolutions, "zeros" or "reflect".
+    concatenate_last: False is "w/o cat" of the supplement's Table 3, gamma and beta from alpha^i alone.
     """
 
     def __init__(self, num_classes, offset_channels=0, widths=WIDTHS, stem_channels=STEM_CHANNELS,
                  label_channels=LABEL_CHANNELS, z_dim=Z_DIM, padding=PADDING, concatenate_last=True):
         super().__init__()
         self.num_classes, self.offset_channels, self.z_dim = num_classes, offset_channels, z_dim
-        self.concatenate_last, scales = concatenate_last, len(widths) - 1
+        self.concatenate_last = concatenate_last
+        # PAPER: Table 8 has five blocks, and no use for s_5 of Table 6. / HERE: six, 8x8 to 256x256, for s_0 ... s_5.
+        # WHY: its code, and 69.5 M of its Table 5.
+        scales = len(widths) - 1
         self.downsampling = 2 ** (scales - 1)
-        channels = z_dim + num_classes + offset_channels
-
-        def conv_block(i, o, stride):
-            return nn.Sequential(nn.Conv2d(i, o, 3, stride=stride, padding=1, padding_mode=padding),
-                                 nn.BatchNorm2d(o), nn.ReLU())
-        self.stem = conv_block(channels, stem_channels, 1)
+        in_channels = z_dim + num_classes + offset_channels
         self.label_pyramid = nn.ModuleList(
-            conv_block(label_channels if i else stem_channels, label_channels, 2 if i else 1) for i in range(scales))
-        self.first = nn.Conv2d(channels, widths[0], 3, padding=1, padding_mode=padding)
-        condition_channels = (2 if concatenate_last else 1) * label_channels
+            [conv_block(in_channels, stem_channels, 1, padding), conv_block(stem_channels, label_channels, 1, padding)]
+            + [conv_block(label_channels, label_channels, 2, padding) for _ in range(scales - 1)])
+        self.first = nn.Conv2d(in_channels, widths[0], 3, padding=1, padding_mode=padding)
+        condition_channels = 2 * label_channels if concatenate_last else label_channels
         self.blocks = nn.ModuleList(
             SPADEBlock(widths[i], widths[i + 1], condition_channels, padding) for i in range(scales))
         self.to_image = nn.Conv2d(widths[-1], 3, 3, padding=1, padding_mode=padding)
@@ -63,118 +91,125 @@ class Generator(nn.Module):
     def forward(self, label_map, z, offsets=None, return_features=False):
         """label_map (B, H, W) int64, z (B, d_z), offsets (B, 2, H, W) or None -> image (B, 3, H, W) in [-1, 1].
 
-        With return_features also the features before the last convolution, (B, widths[-1], H, W). Raises ValueError
-        where the shapes do not fit.
+        With return_features also G^f (B, widths[-1], H, W). Raises ValueError where the shapes do not fit.
         """
-        check_inputs(self, label_map, z, offsets)
-        x = concatenate_noise(label_map, z, offsets, self.num_classes)        # (B, d_z + C, H, W)
-        h, modulation = self.stem(x), []                                      # (B, 32, H, W)
+        x = noise_and_labels(self, label_map, z, offsets)                 # (B, d_z + C (+ 2), H, W)
+        s, alpha = x, []
         for block in self.label_pyramid:
-            h = block(h)                                                      # (B, 64, H / 2^i, W / 2^i)
-            modulation.append(h)
-        s_0 = modulation[-1]
-        y = self.first(F.interpolate(x, size=s_0.shape[2:], mode="nearest"))  # (B, widths[0], H / 2^5, W / 2^5)
+            s = block(s)                                                  # (B, 64, H', W'), full resolution first
+            alpha.insert(0, s)                                            # "an inverse index": alpha[0] is the lowest
+        # PAPER: interp of Table 8, Up of Eq. 2 and the growth of the picture have no kind. / HERE: nearest, bilinear,
+        # nearest x2. / WHY: its code.
+        y = self.first(F.interpolate(x, size=alpha[0].shape[2:], mode="nearest"))  # up_0
         for i, block in enumerate(self.blocks):
             if i > 0:
-                y = F.interpolate(y, scale_factor=2, mode="nearest")          # (B, widths[i], 2H', 2W')
-            s_i = modulation[-1 - i]
-            # gamma^i, beta^i = Conv(s_i (+) Up(s_0)), the convolutions being SPADE's        (DP-GAN Eq. 2)
-            # gamma^i (h - mu) / sigma + beta^i, in SPADE                                    (DP-GAN Eq. 1)
-            # PAPER: for i > 0. / HERE: also at i = 0. / WHY: its released code; all blocks are then alike.
+                y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, widths[i], 2H', 2W')
+            condition = alpha[i]                                          # (B, 64, H', W')
             if self.concatenate_last:
-                s_i = torch.cat([s_i, F.interpolate(s_0, size=s_i.shape[2:], mode="bilinear", align_corners=False)], dim=1)
-            y = block(y, s_i)                                                 # (B, widths[i + 1], H', W')
-        # PAPER: Table 8 ends in "Conv2D, LeakyRelu, TanH". / HERE: LeakyReLU, convolution, tanh. / WHY: a tanh of a
-        # LeakyReLU could hardly be negative; its code.
-        features = F.leaky_relu(y, 0.2)
-        image = torch.tanh(self.to_image(features).float())                   # (B, 3, H, W)
+                # gamma^i = Conv(alpha^i (+) Up(alpha^0)), beta^i = Conv(alpha^i (+) Up(alpha^0))  (DP-GAN Eq. 2)
+                # PAPER: "for i > 0". / HERE: for i = 0, too. / WHY: its code, and 69.5 M of its Table 5.
+                up = F.interpolate(alpha[0], size=alpha[i].shape[2:], mode="bilinear", align_corners=False)
+                condition = torch.cat([alpha[i], up], dim=1)              # (B, 64 + 64, H', W')
+            # gamma^i (h^i - mu^i) / sigma^i + beta^i in every SPADE of the block               (DP-GAN Eq. 1)
+            y = block(y, condition)                                       # (B, widths[i + 1], H', W')
+        # PAPER: "Conv2D, LeakyRelu, TanH" (Table 8). / HERE: LeakyReLU, convolution, tanh. / WHY: its code; the
+        # printed order would treat dark and bright pixels unlike.
+        features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
+        image = torch.tanh(self.to_image(features).float())               # x^  (B, 3, H, W)
         return (image, features) if return_features else image
 
 
-class PatchHead(nn.Sequential):
-    """D_p^i: features (B, C_in, h, w) -> scores (B, 1, h / 2, w / 2).
-
-    PAPER: "blocks with convolutional layer, ReLU, and a batch normalization layer", no number. / HERE: one that halves,
-    three more, and a convolution to the score; the first without normalisation. / WHY: the sizes of its code.
-    """
-
-    def __init__(self, in_channels, channels):
-        layers = [nn.Conv2d(in_channels, channels, 3, stride=2, padding=1), nn.ReLU()]
-        for _ in range(3):
-            layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(channels)]
-        super().__init__(*layers, nn.Conv2d(channels, 1, 3, padding=1))
+def patch_head(in_channels, channels):
+    """D_p^i: psi^i (B, C^i, H^i, W^i) -> a score for every patch (B, 1, H^i/2, W^i/2)."""
+    # PAPER: "blocks with convolutional layer, ReLU, and a batch normalization layer", no numbers. / HERE: three blocks
+    # of 64, norm before ReLU, behind a convolution of stride 2. / WHY: the numbers of its code (which has LeakyReLU),
+    # the order of its Table 6. With the norm last, every batch would have nearly the same mean score.
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, stride=2, padding=1), nn.ReLU(),
+        *(layer for _ in range(3) for layer in
+          (nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())),
+        nn.Conv2d(channels, 1, 3, padding=1))
 
 
 class Discriminator(nn.Module):
-    """The scale-enhancement discriminator (Sec. 3.2, supplement Table 7); 22.9 M parameters at full size.
+    """The scale-enhancement discriminator (Sec. 3.2, Fig. 3, Table 7). Defaults are full size.
 
-    patch: a key of PATCH_LEVELS, where the patch heads sit (Table 4b). matched: "none", "decoder", "encoder" or "both",
-    whose blocks' outputs are matched, all but the first of each (Table 4c).
+    encoder_widths, decoder_widths: as in oasis.Discriminator, three levels or more.
+    patch: a key of PATCH_LEVELS, the blocks that have a patch head.
+    matched: a key of MATCHED, the blocks whose features are matched.
+    head_channels: of the patch heads. They have batch norm: in training, a batch needs two images or more where the
+        map of a head is a single pixel.
+    Raises ValueError for an unknown patch or matched.
     """
 
-    backbone = None
+    backbone = None  # nothing here is frozen; the training loop asks
 
     def __init__(self, num_classes, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS, patch="encoder",
-                 matched="decoder", head_channels=HEAD_CHANNELS):
+                 matched="decoder", head_channels=64):
         super().__init__()
+        if patch not in PATCH_LEVELS or matched not in MATCHED:
+            raise ValueError(f"patch '{patch}' and matched '{matched}' must be of {', '.join(MATCHED)}")
+        self.patch_levels, self.matched = PATCH_LEVELS[patch], MATCHED[matched]
         self.unet = UNet(num_classes, encoder_widths, decoder_widths)
         widths = {"encoder": encoder_widths, "decoder": decoder_widths}
-        # small networks have fewer blocks: none is left out, the lowest stays the lowest
-        self.levels = [(side, max(-block, -len(widths[side]))) for side, block in PATCH_LEVELS[patch]]
-        self.heads = nn.ModuleList(initialise(PatchHead(widths[side][block], head_channels)) for side, block in self.levels)
-        self.matched = {"none": (), "both": ("encoder", "decoder")}.get(matched, (matched,))
+        self.heads = nn.ModuleList(patch_head(widths[side][i], head_channels) for side, i in self.patch_levels)
+        initialise(self.heads)
 
     def forward(self, image, features=None, return_all=False):
-        """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W), the last one "fake".
+        """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake".
 
-        return_all: (logits, [scores of the patch heads], [features to match]). features is None: see oasis.py.
+        features: None, there is no backbone. With return_all (logits, [patch scores (B, 1, h, w), ...], [features to
+        match (B, C^i, H^i, W^i), ...]); real and generated images go through in separate calls. Raises ValueError
+        where a side is not divisible by 2^levels, or for features.
         """
-        outputs = dict(zip(("encoder", "decoder"), self.unet.encode_decode(image)))
-        logits = self.unet.to_logits(outputs["decoder"][-1])                  # (B, C + 1, H, W)
         if not return_all:
-            return logits
-        scores = [head(outputs[side][block]) for head, (side, block) in zip(self.heads, self.levels)]  # (B, 1, h, w)
-        return logits, scores, [f for side in self.matched for f in outputs[side][1:]]
+            return self.unet(image, features)
+        if features is not None:
+            raise ValueError("this discriminator has no backbone: features must be None")
+        blocks = dict(zip(("encoder", "decoder"), self.unet.encode_decode(image)))
+        logits = self.unet.to_logits(blocks["decoder"][-1])               # (B, C + 1, H, W)
+        scores = [head(blocks[side][i]) for head, (side, i) in zip(self.heads, self.patch_levels)]
+        return logits, scores, [phi for side in self.matched for phi in blocks[side][1:]]
 
 
 def class_weights(label_counts, unknown=None):
-    """alpha_c (DP-GAN Eq. 4): label_counts (C,), the pixels n_c of each class over the whole batch and all ranks -> (C,).
+    """alpha_c (DP-GAN Eq. 4): B*H*W / n_c. The unknown class and absent ones get 0. -> (C,) float32
 
-    The unknown class and absent ones get 0.
+    label_counts (C,): n_c, the pixels of each class in the whole batch, over all ranks.
     """
     n = label_counts.float()
-    # alpha_c = E_l[ H W / sum_xy l_xyc ]                                                    (DP-GAN Eq. 4)
-    # PAPER: the mean of a ratio, infinite for a class that one picture lacks. / HERE: the ratio of the means, B H W / n_c
-    # of a batch, without OASIS's 1 / K. / WHY: finite; the K is in the code, not in the equation.
-    alpha = torch.where(n > 0, n.sum() / n.clamp_min(1), 0)
+    present = n > 0
     if unknown is not None:
-        alpha[unknown] = 0
-    return alpha
+        present[unknown] = False
+    # alpha_c = E_l[ H W / sum_xy l_xyc ]                                                   (DP-GAN Eq. 4)
+    # PAPER: a mean over images, infinite where one of them lacks the class. / HERE: pixels of the batch over pixels of
+    # the class. / WHY: OASIS's estimate; the 1/K that its code also has is not printed (losses.class_weights has it).
+    return torch.where(present, n.sum() / n.clamp_min(1), 0)
+
+
+def mean_over_layers(terms):
+    """1/L sum_i of scalars, 0 where there are no layers (the first rows of Table 4(b) and (c))."""
+    return torch.stack(terms).mean() if terms else torch.zeros(())
 
 
 def patch_discriminator_loss(real_scores, fake_scores):
-    """L_ms (DP-GAN Eq. 5), averaged over the heads: real patches beyond 1, generated ones below -1. A scalar.
-
-    scores [(B, 1, h, w), ...]. TRAP: the released code adds loss.item(), which trains no head.
-    """
-    # L_ms^i = - E min(-1 + D_p^i(psi^i(x)), 0) - E min(-1 - D_p^i(psi^i(G)), 0)             (DP-GAN Eq. 5)
-    losses = [-(-1 + real.float()).clamp_max(0).mean() - (-1 - fake.float()).clamp_max(0).mean()
-              for real, fake in zip(real_scores, fake_scores)]
-    return sum(losses) / len(losses)
+    """L_ms (DP-GAN Eq. 5), "averaged over all layers": lists of (B, 1, h, w) -> a scalar. E is over patches, too."""
+    # L_ms^i = - E_x[ min(-1 + D_p^i(psi^i(x)), 0) ]                                        (DP-GAN Eq. 5)
+    #          - E_(z,l)[ min(-1 - D_p^i(psi^i(G(z, l))), 0) ]
+    return mean_over_layers([-(-1 + real.float()).clamp_max(0).mean() - (-1 - fake.float()).clamp_max(0).mean()
+                             for real, fake in zip(real_scores, fake_scores)])
 
 
 def feature_matching_loss(real_features, fake_features):
-    """L_fm (DP-GAN Eq. 6), averaged over the blocks: mean squared difference. [(B, C, h, w), ...] each -> a scalar."""
-    # L_fm^i = E sum_xy || phi^i(x)_xy - phi^i(G)_xy ||_2^2 / (C^i H^i W^i)                  (DP-GAN Eq. 6)
-    losses = [(real.detach().float() - fake.float()).square().mean() for real, fake in zip(real_features, fake_features)]
-    return sum(losses) / len(losses)
+    """L_fm (DP-GAN Eq. 6): lists of (B, C^i, H^i, W^i) -> a scalar. It trains G, so the real side is detached."""
+    # L_fm^i = E[ sum_xy || phi^i(x)_xy - phi^i(G(z, l))_xy ||_2^2 / (C^i H^i W^i) ]        (DP-GAN Eq. 6)
+    # PAPER: "averaged over all layers". / HERE: so. / WHY: said here because its code sums the five.
+    return mean_over_layers([(real.detach().float() - fake.float()).square().mean()
+                             for real, fake in zip(real_features, fake_features)])
 
 
 def patch_generator_loss(fake_scores):
-    """The patch term of L_G (DP-GAN Eq. 7), averaged over the heads. [(B, 1, h, w), ...] -> a scalar.
-
-    PAPER: a hinge. / HERE: as printed. / WHY: the equation; the released code has the mean score without a hinge.
-    """
-    # - 1/L sum_i E min(-1 + D_p^i(psi^i(G)), 0)                                             (DP-GAN Eq. 7)
-    losses = [-(-1 + scores.float()).clamp_max(0).mean() for scores in fake_scores]
-    return sum(losses) / len(losses)
+    """Second term of L_G (DP-GAN Eq. 7): a list of (B, 1, h, w) -> a scalar."""
+    # - 1/L sum_i E_(z,l)[ min(-1 + D_p^i(psi^i(G(z, l))), 0) ]                             (DP-GAN Eq. 7)
+    # PAPER: a hinge for G, too. / HERE: so. / WHY: said here because its code has -mean(score), without a gradient.
+    return mean_over_layers([-(-1 + fake.float()).clamp_max(0).mean() for fake in fake_scores])

@@ -1,247 +1,574 @@
-"""DP-GAN as a baseline: its numbered equations against plain loops, parameter counts by hand, gradients.
+"""DP-GAN, baselines/dpgan.py: its networks against Tables 6 to 8, and DP-GAN Eq. 1 to 7 by plain Python loops.
 
-    python -m pytest tests/test_dpgan.py
+    python -m pytest tests/test_dpgan.py          (from the repository root; under half a minute on a CPU)
 
-Eq. 8 (LabelMix) is in test_oasis.py; Eq. 9, the sum, is checked on a training step in test_rows.py.
+Oracles: the equations as printed, on tiny tensors; parameter counts added up by hand, and 69.5 M of Table 5;
+properties that the paper states in words. DP-GAN Eq. 8 is in tests/test_oasis.py. Networks are tiny, full size on
+the meta device only.
+
+Every network starts from a gain of 0.02, which makes tiny numbers; `awake` enlarges what spectral norm does not hold.
 """
 import math
 
 import pytest
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
+from torch import nn
 
-from baselines.dpgan import (PATCH_LEVELS, Discriminator, Generator, class_weights, feature_matching_loss,
-                             patch_discriminator_loss, patch_generator_loss)
-from generator import SPADE
+from baselines import oasis
+from baselines.dpgan import (MATCHED, PATCH_LEVELS, Discriminator, Generator, class_weights, conv_block,
+                             feature_matching_loss, patch_discriminator_loss, patch_generator_loss, patch_head)
+from generator import SPADE, parameters_by_part
 from losses import discriminator_loss, generator_loss
 
-SMALL = dict(widths=(16, 16, 8, 8), stem_channels=4, label_channels=8, z_dim=4)
-SMALL_D = dict(encoder_widths=(8, 8, 12, 12), decoder_widths=(12, 8, 8, 8), head_channels=4)
+CLASSES = 5
+TINY = dict(widths=(8, 8, 8, 6, 6, 4), stem_channels=5, label_channels=4, z_dim=6)  # five scales: by 16
+LEVELS = {4: ((6, 7, 8, 9), (8, 7, 6, 5)), 5: ((4, 4, 6, 8, 8), (8, 6, 6, 4, 5))}
 B, C, H, W = 2, 3, 2, 3
 
 
-def conv(i, o, k, bias=True):
-    return i * o * k * k + o * bias
+def awake(net, times=40):
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and not hasattr(module, "parametrizations"):
+            module.weight.data.mul_(times)
+    return net
 
 
-def parameters(net):
-    return sum(p.numel() for p in net.parameters())
-
-
-@pytest.mark.parametrize("classes, published", [(35, 69.5), (151, 70.6), (183, 70.9)])
-@pytest.mark.parametrize("concatenate_last", [True, False])
-def test_the_generator_has_the_published_parameters(classes, published, concatenate_last):
-    """69.5 M is the line "Ours" of the supplement's Table 5; Tables 6 and 8 counted by hand."""
-    channels, widths = 64 + classes, (1024, 1024, 1024, 512, 256, 128, 64)
-    condition = 128 if concatenate_last else 64
-    expected = conv(channels, 32, 3) + 2 * 32 + conv(32, 64, 3) + 2 * 64 + 5 * (conv(64, 64, 3) + 2 * 64)
-    expected += conv(channels, 1024, 3) + conv(64, 3, 3)
-    for i, o in zip(widths, widths[1:]):
-        middle = min(i, o)
-        for normed in (i, middle) + ((i,) if i != o else ()):
-            expected += 2 * conv(condition, normed, 3)
-        expected += conv(i, middle, 3) + conv(middle, o, 3) + (conv(i, o, 1, bias=False) if i != o else 0)
-    with torch.device("meta"):
-        found = parameters(Generator(classes, concatenate_last=concatenate_last))
-    assert found == expected and (not concatenate_last or round(found / 1e6, 1) == published)
-
-
-def test_the_discriminator_has_the_published_parameters():
-    """22.9 M, of which the two patch heads 0.67 M."""
-    with torch.device("meta"):
-        D = Discriminator(35)
-    heads = sum(conv(i, 64, 3) + 3 * (conv(64, 64, 3) + 2 * 64) + conv(64, 1, 3) for i in (256, 512))
-    assert parameters(D.heads) == heads and round(heads / 1e6, 3) == 0.666
-    assert round(parameters(D) / 1e6, 1) == 22.9
-
-
-@pytest.mark.parametrize("H, W", [(16, 16), (16, 32)])
-def test_shapes(H, W):
+def tiny_generator(offset_channels=0, **changes):
     torch.manual_seed(0)
-    G = Generator(5, offset_channels=2, **SMALL)
-    image, features = G(torch.randint(5, (2, H, W)), torch.randn(2, 4), torch.zeros(2, 2, H, W), return_features=True)
-    assert image.shape == (2, 3, H, W) and features.shape == (2, 8, H, W) and image.abs().max() <= 1
-    logits, scores, matched = Discriminator(5, **SMALL_D)(image, return_all=True)
-    assert logits.shape == (2, 6, H, W)
-    assert [s.shape for s in scores] == [(2, 1, H // 8, W // 8), (2, 1, 1, 1)]  # half of 1/4 and of 1/16
-    assert [f.shape for f in matched] == [(2, 8, H // 4, W // 4), (2, 8, H // 2, W // 2), (2, 8, H, W)]
+    return awake(Generator(CLASSES, offset_channels, **{**TINY, **changes})).eval()
 
 
-def test_full_size_supervision_sits_where_table_7_says():
-    """Patch heads see 16x16 and 4x4 of a 256x256 picture; features are matched after all decoder blocks but the first."""
+def tiny_discriminator(levels=4, **changes):
+    torch.manual_seed(0)
+    return awake(Discriminator(CLASSES, *LEVELS[levels], head_channels=6, **changes))
+
+
+def label_maps(count=2, height=32, width=48, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(CLASSES, (count, height // 4, width // 4), generator=random)
+    return blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+
+
+def noise(seed=0, count=2):
+    return torch.randn(count, TINY["z_dim"], generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count=2, height=32, width=48, seed=0):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def assert_is(actual, expected, what, **tolerance):
+    """Like assert_close, with a sentence to start from when it fails."""
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, expected, **tolerance, msg=lambda text: f"{what}\n{text}")
+
+
+# ------------------------------------------------------------------------------------ parameters, by hand
+# A convolution k x k has k*k*in*out weights and out biases, a batch norm a scale and a shift.
+
+def spade(channels, condition):
+    return 2 * (3*3*condition*channels + channels)  # gamma and beta
+
+
+def spade_block(i, o, condition):
+    """SPADE, 3x3, SPADE, 3x3; where the width changes a SPADE and a 1x1 without bias, too."""
+    middle = min(i, o)
+    main = spade(i, condition) + 3*3*i*middle + middle + spade(middle, condition) + 3*3*middle*o + o
+    return main + (spade(i, condition) + i*o if i != o else 0)
+
+
+def generator_by_hand(classes, condition=128):
+    inputs = 64 + classes  # Table 6: noise and labels
+    pairs = ((1024, 1024), (1024, 1024), (1024, 512), (512, 256), (256, 128), (128, 64))
+    return {"label_pyramid": (3*3*inputs*32 + 32 + 2*32) + (3*3*32*64 + 64 + 2*64) + 5 * (3*3*64*64 + 64 + 2*64),
+            "first": 3*3*inputs*1024 + 1024, "blocks": sum(spade_block(i, o, condition) for i, o in pairs),
+            "to_image": 3*3*64*3 + 3}
+
+
+@pytest.mark.parametrize("dataset, classes, total, millions", [
+    ("cityscapes", 35, 69_513_219, 69.51), ("ade20k", 151, 70_615_683, 70.62), ("coco_stuff", 183, 70_919_811, 70.92)])
+def test_parameters_of_the_generator_at_full_size(dataset, classes, total, millions):
+    """69.5 M at 35 classes are Table 5; all three were measured on the published code."""
+    by_hand = generator_by_hand(classes)
+    with torch.device("meta"):  # shapes without numbers: nothing is drawn
+        G = Generator(classes)
+    assert parameters_by_part(G) == by_hand, f"{dataset}: a part differs from Tables 6 and 8 (right: by hand)"
+    assert sum(by_hand.values()) == total and round(total / 1e6, 2) == millions, f"{dataset}: {by_hand}"
+
+
+def test_parameters_without_concatenation():
+    """Supplement, Table 3, "w/o cat": every gamma and beta reads 64 channels in place of 128."""
     with torch.device("meta"):
-        D, image = Discriminator(35).eval(), torch.zeros(1, 3, 256, 256)
-        logits, scores, matched = D(image, return_all=True)
-    assert [head[0].in_channels for head in D.heads] == [256, 512]
-    assert [tuple(s.shape[2:]) for s in scores] == [(8, 8), (2, 2)]
-    assert [tuple(f.shape[1:]) for f in matched] == [(256, 16, 16), (256, 32, 32), (128, 64, 64), (128, 128, 128), (64, 256, 256)]
+        G = Generator(35, concatenate_last=False)
+    assert parameters_by_part(G) == generator_by_hand(35, condition=64)
 
 
-@pytest.mark.parametrize("patch, matched, heads, features", [
-    ("none", "none", 0, 0), ("encoder", "encoder", 2, 3), ("decoder", "decoder", 2, 3), ("both", "both", 4, 6)])
-def test_rows_of_table_4b_and_4c(patch, matched, heads, features):
-    D = Discriminator(5, patch=patch, matched=matched, **SMALL_D)
-    _, scores, found = D(torch.rand(2, 3, 32, 32), return_all=True)
-    assert len(scores) == len(D.heads) == heads and len(found) == features
+def head_by_hand(inputs):
+    """3x3 of stride 2 to 64, three times 3x3 and batch norm, 3x3 to one score."""
+    return (3*3*inputs*64 + 64) + 3 * (3*3*64*64 + 64 + 2*64) + (3*3*64*1 + 1)
 
 
-def test_labels_noise_and_the_last_map_reach_the_picture():
+def test_parameters_and_sizes_of_the_discriminator_at_full_size():
+    """Table 7: OASIS's UNet and two heads, on (256, 16, 16) and (512, 4, 4); features of up_2 ... up_6."""
+    with torch.device("meta"):
+        D = Discriminator(151)
+        logits, scores, matched = D(torch.empty(2, 3, 256, 256), return_all=True)
+    parts = parameters_by_part(D)
+    assert parts == {"unet": 22_258_904, "heads": head_by_hand(256) + head_by_hand(512)}  # unet: test_oasis.py
+    assert parts["heads"] == 665_986 and round(sum(parts.values()) / 1e6, 2) == 22.92, parts
+    assert logits.shape == (2, 152, 256, 256)
+    assert [tuple(s.shape) for s in scores] == [(2, 1, 8, 8), (2, 1, 2, 2)]
+    assert [tuple(f.shape[1:]) for f in matched] == [(256, 16, 16), (256, 32, 32), (128, 64, 64), (128, 128, 128),
+                                                     (64, 256, 256)]
+
+
+# ------------------------------------------------------------------------------------------------ generator
+
+def loops_convolution(weight, bias, x, o, i, j):
+    """One output of a 3x3 convolution with zeros beyond the border; weight (out, in, 3, 3), x (in, H, W)."""
+    total = bias[o].item()
+    for k in range(x.shape[0]):
+        for di in (-1, 0, 1):
+            for dj in (-1, 0, 1):
+                if 0 <= i + di < x.shape[1] and 0 <= j + dj < x.shape[2]:
+                    total += weight[o, k, di + 1, dj + 1].item() * x[k, i + di, j + dj].item()
+    return total
+
+
+def loops_bilinear(x, height, width):
+    """(B, K, h, w) at a larger size: pixel centres at half integers, the nearest pixel beyond the border."""
+    def places(size, small):
+        for i in range(size):
+            at = max((i + 0.5) * small / size - 0.5, 0)
+            low = min(int(at), small - 1)
+            yield low, min(low + 1, small - 1), at - low
+    out = torch.zeros(*x.shape[:2], height, width)
+    for i, (top, bottom, down) in enumerate(places(height, x.shape[2])):
+        for j, (left, right, over) in enumerate(places(width, x.shape[3])):
+            out[:, :, i, j] = ((1 - down) * ((1 - over) * x[:, :, top, left] + over * x[:, :, top, right])
+                               + down * ((1 - over) * x[:, :, bottom, left] + over * x[:, :, bottom, right]))
+    return out
+
+
+def test_dpgan_eq1_spade_is_the_papers_normalisation():
+    """(DP-GAN Eq. 1) gamma (h - mu) / sigma + beta by loops, mu and sigma of a channel over n, x and y; gamma is 1
+    plus a 3x3 convolution of the condition (as in SPADE), beta another one."""
     torch.manual_seed(0)
-    for concatenate_last in (True, False):
-        G = Generator(5, concatenate_last=concatenate_last, **SMALL)
-        for p in G.parameters():
-            if p.ndim == 4:
-                nn.init.xavier_normal_(p.data)
-        labels, z = torch.randint(5, (2, 16, 16)), torch.randn(2, 4)
-        G(labels, z).square().sum().backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in G.parameters())
-        G.eval()
-        assert (G(labels, z) - G(labels, z + 1)).abs().max() > 1e-3
-
-
-# ------------------------------------------------------------------------------------------ generator
-
-def test_dpgan_eq1_spade_is_normalisation_scale_and_shift():
-    """gamma (h - mu) / sigma + beta by loops, mu and sigma over images and pixels; gamma is 1 + what is convolved."""
-    torch.manual_seed(0)
-    spade, h, condition = SPADE(2, 3), torch.randn(2, 2, 2, 3), torch.randn(2, 3, 2, 3)
-    gamma, beta = spade.to_gamma_beta(condition).chunk(2, dim=1)
-    expected = torch.empty_like(h)
-    for c in range(2):
-        values = [h[n, c, y, x].item() for n in range(2) for y in range(2) for x in range(3)]
+    block = SPADE(channels=3, condition_channels=4)
+    h, condition = 2 * torch.randn(B, 3, H, W) + 1, torch.randn(B, 4, H, W)
+    weight, bias = block.to_gamma_beta.weight.detach(), block.to_gamma_beta.bias.detach()
+    expected = torch.zeros_like(h)
+    for c in range(3):
+        values = [h[n, c, y, x].item() for n in range(B) for y in range(H) for x in range(W)]
         mu = sum(values) / len(values)
         sigma = math.sqrt(sum((v - mu) ** 2 for v in values) / len(values) + 1e-5)
-        for n in range(2):
-            for y in range(2):
-                for x in range(3):
-                    expected[n, c, y, x] = (1 + gamma[n, c, y, x]) * (h[n, c, y, x] - mu) / sigma + beta[n, c, y, x]
-    torch.testing.assert_close(spade(h, condition), expected)
+        for n in range(B):
+            for y in range(H):
+                for x in range(W):
+                    gamma = 1 + loops_convolution(weight, bias, condition[n], c, y, x)
+                    beta = loops_convolution(weight, bias, condition[n], 3 + c, y, x)
+                    expected[n, c, y, x] = gamma * (h[n, c, y, x].item() - mu) / sigma + beta
+    assert_is(block.train()(h, condition).detach(), expected, "SPADE is not gamma (h - mu) / sigma + beta")
 
 
-def test_dpgan_eq2_every_block_is_conditioned_on_its_map_and_the_last_one():
-    """What arrives at block i: s_i, then s_0 enlarged, weighed by loops of the bilinear rule."""
-    torch.manual_seed(0)
-    G, seen, made = Generator(5, **SMALL).eval(), [], []
-    for block in G.blocks:
-        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+def watched(G, *args):
+    """G's output, and what its parts saw and made: alpha lowest first, (y, condition) and output of every block."""
+    alpha, given, made, hooks = [], [], [], []
     for block in G.label_pyramid:
-        block.register_forward_hook(lambda _, __, output: made.append(output))
-    G(torch.randint(5, (1, 16, 16)), torch.randn(1, 4))
-    s_0 = made[-1]
-    for i, condition in enumerate(seen):
-        s_i = made[-1 - i]
-        assert torch.equal(condition[:, :8], s_i), f"block {i}: its own map"
-        n, m = s_0.shape[2], s_i.shape[2]
-        for y in range(m):
-            for x in range(m):
-                v = min(max((y + 0.5) * n / m - 0.5, 0), n - 1)
-                u = min(max((x + 0.5) * n / m - 0.5, 0), n - 1)
-                a, b = min(int(v), n - 2), min(int(u), n - 2)
-                fy, fx = v - a, u - b
-                expected = ((1 - fy) * (1 - fx) * s_0[0, :, a, b] + (1 - fy) * fx * s_0[0, :, a, b + 1]
-                            + fy * (1 - fx) * s_0[0, :, a + 1, b] + fy * fx * s_0[0, :, a + 1, b + 1])
-                torch.testing.assert_close(condition[0, 8:, y, x], expected, rtol=1e-4, atol=1e-6)
+        hooks.append(block.register_forward_hook(lambda _, args, output: alpha.append(output.detach())))
+    for block in G.blocks:
+        hooks.append(block.register_forward_hook(
+            lambda _, args, output: given.append([a.detach() for a in args]) or made.append(output.detach())))
+    result = G(*args)
+    for hook in hooks:
+        hook.remove()
+    return result, alpha[:0:-1], given, made  # the stem of Table 6, s, conditions nothing
 
 
-# --------------------------------------------------------------------------------------------- losses
+def test_dpgan_eq2_gamma_and_beta_read_alpha_i_and_the_resized_alpha_0():
+    """(DP-GAN Eq. 2) In the whole generator: block i sees alpha^i in front of Up(alpha^0), and gamma^i and beta^i of
+    its first SPADE are Conv(alpha^i (+) Up(alpha^0)), by loops at a few pixels."""
+    G = tiny_generator()
+    _, alpha, given, _ = watched(G, label_maps(), noise())
+    assert [tuple(a.shape) for a in alpha] == [(2, 4, 2 * 2 ** i, 3 * 2 ** i) for i in range(5)]
+    for i, (_, condition) in enumerate(given):
+        expected = torch.cat([alpha[i], loops_bilinear(alpha[0], *alpha[i].shape[2:])], dim=1)
+        assert_is(condition, expected, f"block {i} is not conditioned on alpha^{i} (+) Up(alpha^0)")
+        conv = G.blocks[i].spade_0.to_gamma_beta
+        found, channels = conv(condition).detach(), conv.out_channels // 2
+        weight, bias = conv.weight.detach(), conv.bias.detach()
+        for c in (0, channels - 1):
+            for y, x in ((0, 0), (1, 2)):
+                assert_is(found[1, c, y, x], loops_convolution(weight, bias, expected[1], c, y, x), f"gamma^{i}")
+                beta = loops_convolution(weight, bias, expected[1], channels + c, y, x)
+                assert_is(found[1, channels + c, y, x], beta, f"beta^{i}")
 
-def random_case():
-    random = torch.Generator().manual_seed(0)
-    real, fake = 2 * torch.randn(2, B, C + 1, H, W, generator=random)
-    return real, fake, torch.randint(C, (B, H, W), generator=random)
+
+def test_dpgan_eq2_without_concatenation_alpha_i_alone():
+    """(DP-GAN Eq. 2) "w/o cat" of the supplement's Table 3."""
+    _, alpha, given, _ = watched(tiny_generator(concatenate_last=False), label_maps(), noise())
+    for i, (_, condition) in enumerate(given):
+        assert torch.equal(condition, alpha[i]), f"block {i} must see alpha^{i} and nothing else"
 
 
-def log_p(logits, b, k, y, x):
-    return logits[b, k, y, x].item() - math.log(sum(math.exp(logits[b, j, y, x].item()) for j in range(C + 1)))
+def test_the_label_pyramid_is_table_6():
+    """z and labels at full resolution; ConvBlock is convolution, batch norm, ReLU; stride 1 twice, then 2."""
+    G = tiny_generator()
+    x = oasis.noise_and_labels(G, label_maps(), noise(), None)
+    _, alpha, _, _ = watched(G, label_maps(), noise())
+    expected = []
+    for i, (conv, norm, _) in enumerate(G.label_pyramid):
+        x = F.conv2d(x, conv.weight, conv.bias, stride=1 if i < 2 else 2, padding=1) / math.sqrt(1 + 1e-5)
+        x = torch.where(x > 0, x, 0)  # a fresh batch norm in eval mode: mean 0, variance 1
+        expected.append(x.detach())
+    assert [e.shape[1] for e in expected] == [5, 4, 4, 4, 4, 4], "32, then 64 at every scale (Table 6), here 5 and 4"
+    for i, (found, e) in enumerate(zip(alpha, expected[:0:-1])):
+        assert_is(found, e, f"alpha^{i} (s_{i} of Table 6)")
 
 
-def test_dpgan_eq3_pixel_loss_is_ours_with_gamma_0_and_no_smoothing():
-    real, fake, label_map = random_case()
-    alpha = class_weights(torch.bincount(label_map.flatten(), minlength=C))
-    first = second = 0.0
+def test_a_conv_block_normalises_before_it_rectifies():
+    """Table 6, "Conv2d-BatchNorm2d-ReLU": nothing is negative, and the statistics are those of the convolution."""
+    torch.manual_seed(0)
+    block, x = conv_block(3, 4, 2, "zeros"), torch.randn(2, 3, 8, 8)
+    y = block[0](x)
+    y = (y - y.mean(dim=(0, 2, 3), keepdim=True)) / (y.var(dim=(0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+    assert_is(block(x).detach(), torch.where(y > 0, y, 0).detach(), "not convolution, batch norm, ReLU")
+
+
+def test_the_image_pyramid_is_table_8():
+    """The first convolution sees z and labels at 1/16, the picture grows by repeating pixels between the blocks, and
+    ends as tanh(conv(LeakyReLU(last block)))."""
+    G, first = tiny_generator(), []
+    G.first.register_forward_pre_hook(lambda _, args: first.append(args[0]))
+    (image, features), _, given, made = watched(G, label_maps(), noise(), None, True)
+    x = oasis.noise_and_labels(G, label_maps(), noise(), None)
+    assert_is(first[0], x[:, :, ::16, ::16], "up_0 is a convolution of noise and labels at 1/16")
+    assert_is(given[0][0], G.first(first[0]).detach(), "up_0")
+    for i in range(1, 5):
+        assert_is(given[i][0], made[i - 1].repeat_interleave(2, 2).repeat_interleave(2, 3), f"the input of block {i}")
+    assert_is(features.detach(), torch.where(made[-1] > 0, made[-1], 0.2 * made[-1]), "LeakyReLU of the last block")
+    assert_is(image, torch.tanh(F.conv2d(features, G.to_image.weight, G.to_image.bias, padding=1)), "tanh(conv(G^f))")
+    assert image.shape == (2, 3, 32, 48) and image.dtype == torch.float32
+
+
+def test_every_convolution_starts_as_in_oasis():
+    """Xavier normal with gain 0.02, biases 0, in the generator and in the heads (test_oasis.py has the rest)."""
+    torch.manual_seed(0)
+    conv = Generator(40, widths=(64, 32, 32), label_channels=48).label_pyramid[2][0]
+    for what, found in (("label pyramid", conv), ("patch head", Discriminator(3, *LEVELS[4]).heads[0][2])):
+        o, i = found.weight.shape[:2]
+        expected = 0.02 * math.sqrt(2 / (9 * (o + i)))
+        assert abs(found.weight.std() / expected - 1) < 0.05 and not found.bias.any(), f"{what}: {found.weight.std()}"
+
+
+def test_another_z_gives_another_picture_and_the_same_z_the_same():
+    """Every image of the batch follows its own z; in eval mode nothing else is random."""
+    G, changed = tiny_generator(), noise(3)
+    changed[1] = noise(4)[1]
+    once = G(label_maps(), noise(3))
+    assert torch.equal(G(label_maps(), noise(3)), once), "two calls with one z differ"
+    difference = (G(label_maps(), changed) - once).abs().amax(dim=(1, 2, 3))
+    assert difference[0] == 0 and difference[1] > 1e-2, f"images changed by {difference.tolist()}"
+
+
+@pytest.mark.parametrize("concatenate_last", [True, False])
+def test_gradient_reaches_every_parameter_of_the_generator(concatenate_last):
+    """But for the biases that a batch norm behind them takes out again: of the label pyramid and of each conv_0."""
+    G = tiny_generator(offset_channels=2, concatenate_last=concatenate_last).train()
+    image = G(label_maps(), noise(), pictures(seed=1)[:, :2])
+    (image * pictures(seed=2)).sum().backward()
+    normed = {f"label_pyramid.{i}.0.bias" for i in range(6)} | {f"blocks.{i}.conv_0.bias" for i in range(5)}
+    unreached = [n for n, p in G.named_parameters() if n not in normed and (p.grad is None or not p.grad.any())]
+    assert not unreached, f"no gradient reaches {unreached}"
+
+
+def test_the_generator_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="32x40.*divisible by 16"):
+        tiny_generator()(label_maps(2, 32, 40), noise())
+    with pytest.raises(ValueError, match=r"\(2, 6\).*\(3, 6\)"):
+        tiny_generator()(label_maps(2), noise(count=3))
+    with pytest.raises(ValueError, match="0 offset channels"):
+        tiny_generator()(label_maps(), noise(), torch.zeros(2, 2, 32, 48))
+
+
+# -------------------------------------------------------------------------------------------- discriminator
+
+EXPECTED_BLOCKS = {  # Table 4(b) in the paper's numbers, for levels n: "the fourth and sixth" of six are n - 2 and n
+    "none": lambda n: [], "encoder": lambda n: [("down", n - 2), ("down", n)],
+    "decoder": lambda n: [("up", 1), ("up", 2)],
+    "both": lambda n: [("down", n - 2), ("down", n), ("up", 1), ("up", 2)]}
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("patch", EXPECTED_BLOCKS)
+def test_patch_heads_sit_on_their_blocks(levels, patch):
+    """Table 4(b): the scores are head(block), half its size; the logits are those of the UNet alone."""
+    D = tiny_discriminator(levels, patch=patch).eval()
+    image = pictures(2, 64, 32)
+    logits, scores, _ = D(image, return_all=True)
+    down, up = D.unet.encode_decode(image)
+    expected = [({"down": down, "up": up}[side])[number - 1] for side, number in EXPECTED_BLOCKS[patch](levels)]
+    assert len(scores) == len(expected) == len(D.heads)
+    for score, block, head in zip(scores, expected, D.heads):
+        assert score.shape == (2, 1, math.ceil(block.shape[2] / 2), math.ceil(block.shape[3] / 2))
+        assert_is(score.detach(), head(block).detach(), f"a head of {patch} reads another block")
+    assert torch.equal(logits, D(image)) and logits.shape == (2, CLASSES + 1, 64, 32)
+
+
+@pytest.mark.parametrize("matched, sides", [("none", ()), ("encoder", ("down",)), ("decoder", ("up",)),
+                                            ("both", ("down", "up"))])
+def test_features_are_matched_after_all_blocks_but_the_first(matched, sides):
+    """Table 4(c), and "we apply it after all blocks except for the first one"."""
+    D = tiny_discriminator(matched=matched).eval()
+    blocks = dict(zip(("down", "up"), D.unet.encode_decode(pictures())))
+    found = D(pictures(), return_all=True)[2]
+    expected = [blocks[side][i] for side in sides for i in (1, 2, 3)]
+    assert len(found) == len(expected)
+    for i, (f, e) in enumerate(zip(found, expected)):
+        assert torch.equal(f, e), f"feature {i} of {matched}"
+
+
+def test_a_patch_head_is_convolution_of_stride_2_then_convolution_norm_relu():
+    """By hand: conv of stride 2, ReLU, three times conv, batch norm, ReLU, conv to one score."""
+    torch.manual_seed(0)
+    head, psi = patch_head(5, 6), torch.randn(3, 5, 8, 12)
+    y, convs = psi, [m for m in head if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 5
+    for i, conv in enumerate(convs):
+        y = F.conv2d(y, conv.weight, conv.bias, stride=2 if i == 0 else 1, padding=1)
+        if i in (1, 2, 3):
+            mean, var = y.mean(dim=(0, 2, 3), keepdim=True), y.var(dim=(0, 2, 3), unbiased=False, keepdim=True)
+            y = (y - mean) / (var + 1e-5).sqrt()
+        y = torch.where(y > 0, y, 0) if i < 4 else y
+    assert y.shape == (3, 1, 4, 6)
+    assert_is(head(psi).detach(), y.detach(), "the head does something else, or in another order")
+
+
+def test_a_patch_head_can_tell_two_batches_by_their_mean_score():
+    """Real and generated pictures come in separate batches. With the batch norm right before the last convolution,
+    the mean score of maps of one pixel would be its bias, and L_ms could not fall below 2."""
+    torch.manual_seed(0)
+    head = patch_head(5, 16)
+    means = [head(torch.randn(4, 5, 1, 1)).mean().item() for _ in range(2)]
+    assert abs(means[0] - means[1]) > 1e-3, f"mean scores of two batches are {means}"
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_the_toy_size_trains(levels):
+    """64x64 and a batch of 4 in training mode: heads down to one pixel give finite scores that differ by image."""
+    D = tiny_discriminator(levels, patch="both", matched="both")
+    logits, scores, _ = D(pictures(4, 64, 64), return_all=True)
+    assert logits.isfinite().all()
+    for score in scores:
+        assert score.isfinite().all() and score.flatten(1).mean(dim=1).std() > 1e-6, f"{score.flatten(1)}"
+    assert min(s.shape[2] for s in scores) == (1 if levels == 5 else 2)
+
+
+def test_the_discriminator_is_called_like_every_other():
+    D = tiny_discriminator().eval()
+    assert D.backbone is None and torch.equal(D(pictures(), None), D(pictures()))
+    for return_all in (True, False):
+        with pytest.raises(ValueError, match="features must be None"):
+            D(pictures(), [], return_all)
+        with pytest.raises(ValueError, match="32x40.*divisible by 16"):
+            D(pictures(1, 32, 40), return_all=return_all)
+    for unknown in (dict(patch="middle"), dict(matched="middle")):
+        with pytest.raises(ValueError, match="middle.*none, encoder, decoder, both"):
+            tiny_discriminator(**unknown)
+    assert set(MATCHED) == set(PATCH_LEVELS)
+
+
+NORMED_BIASES = ("2.bias", "5.bias", "8.bias")  # the batch norm behind takes them out again
+
+
+def test_the_patch_heads_and_the_encoder_learn_from_the_patch_loss():
+    """(DP-GAN Eq. 5) Every parameter of them. The released code adds the loss as a number, without a gradient."""
+    D = tiny_discriminator()
+    for head in D.heads:  # scores beyond 1 and -1: where no hinge is flat, real and generated cancel in the last bias
+        head[-1].weight.data.mul_(20)
+    patch_discriminator_loss(D(pictures(4, seed=1), return_all=True)[1],
+                             D(pictures(4, seed=2), return_all=True)[1]).backward()
+    for name, p in D.named_parameters():
+        belongs = name.startswith(("heads", "unet.encoder"))
+        if not (name.startswith("heads") and name.endswith(NORMED_BIASES)):
+            reached = p.grad is not None and bool(p.grad.any())
+            assert reached == belongs, f"{name} {'has no' if belongs else 'has a'} gradient"
+
+
+def test_every_parameter_of_the_discriminator_learns():
+    D = tiny_discriminator(patch="both")
+    logits, scores, _ = D(pictures(4), return_all=True)
+    (logits.square().sum() + sum(s.square().sum() for s in scores)).backward()
+    unreached = [n for n, p in D.named_parameters() if (p.grad is None or not p.grad.any())
+                 and not (n.startswith("heads") and n.endswith(NORMED_BIASES))]
+    assert not unreached, f"no gradient reaches {unreached}"
+
+
+def test_the_generator_learns_through_the_heads_and_the_features():
+    """(DP-GAN Eq. 6, 7) Both terms reach the generated picture, D's parameters being frozen; the real one nothing."""
+    D = tiny_discriminator().requires_grad_(False)
+    fake, real = pictures(4, seed=1).requires_grad_(), pictures(4, seed=2).requires_grad_()
+    _, scores, fake_features = D(fake, return_all=True)
+    real_features = D(real, return_all=True)[2]
+    for what, loss in (("patch", patch_generator_loss(scores)),
+                       ("feature", feature_matching_loss(real_features, fake_features))):
+        gradient, of_real = torch.autograd.grad(loss, (fake, real), retain_graph=True, allow_unused=True)
+        assert gradient.abs().amax(dim=(1, 2, 3)).min() > 0, f"{what} loss: no gradient at some generated picture"
+        assert of_real is None, f"{what} loss: the real side must be detached"
+
+
+# ---------------------------------------------------------------------------------------------- the losses
+
+def random_case(seed=0):
+    """Logits for real and generated pictures (B, C + 1, H, W), and labels (B, H, W) of classes 0 and 2 of three."""
+    random = torch.Generator().manual_seed(seed)
+    real_logits, fake_logits = (2 * torch.randn(B, C + 1, H, W, generator=random) for _ in range(2))
+    return real_logits, fake_logits, 2 * torch.randint(2, (B, H, W), generator=random)
+
+
+def counts_of(label_map):
+    return torch.tensor([(label_map == c).sum() for c in range(C)])
+
+
+def log_probability(logits, b, k, y, x):
+    e = [math.exp(logits[b, j, y, x].item()) for j in range(C + 1)]
+    return math.log(e[k] / sum(e))
+
+
+def loops_eq4(label_map):
+    """alpha_c (DP-GAN Eq. 4) over a batch: all pixels over those of class c; 0 where there are none."""
+    alpha = []
+    for c in range(C):
+        n = sum(1 for b in range(B) for y in range(H) for x in range(W) if label_map[b, y, x].item() == c)
+        alpha.append(B * H * W / n if n else 0.0)
+    return alpha
+
+
+def test_dpgan_eq4_class_weights_are_the_papers_inverse_frequencies():
+    """(DP-GAN Eq. 4) by loops; class 1 does not occur."""
+    label_map = random_case()[2]
+    assert_is(class_weights(counts_of(label_map)), loops_eq4(label_map), "alpha is not B H W / n_c")
+
+
+def test_dpgan_eq4_by_hand():
+    """(DP-GAN Eq. 4) 8, 4, 0 and 4 pixels of 16, the first class unknown: its pixels count, its weight is 0. OASIS's
+    further 1/K would make 2 and 2 of 4 and 4."""
+    counts = torch.tensor([8, 4, 0, 4])
+    assert_is(class_weights(counts), [2.0, 4.0, 0.0, 4.0], "16 / n_c")
+    assert_is(class_weights(counts, unknown=0), [0.0, 4.0, 0.0, 4.0], "the unknown class gets 0")
+    assert counts.tolist() == [8, 4, 0, 4], "the counts of the caller were changed"
+
+
+def test_dpgan_eq4_is_the_expectation_where_every_image_is_alike():
+    """(DP-GAN Eq. 4) Two copies of one image, no class missing: the mean over images of H W / n_c, as printed."""
+    image = [[0, 0, 1], [2, 2, 2]]
+    expected = [sum(6 / sum(row.count(c) for row in image) for _ in range(2)) / 2 for c in range(3)]
+    assert_is(class_weights(counts_of(torch.tensor([image, image]))), expected, "E_l[H W / n_c]")
+
+
+def test_dpgan_eq3_pixel_loss_is_losses_discriminator_loss():
+    """(DP-GAN Eq. 3) by loops, with the alpha of DP-GAN Eq. 4: gamma 0 and no smoothing."""
+    real_logits, fake_logits, label_map = random_case()
+    alpha, L_pixel = loops_eq4(label_map), 0.0
     for b in range(B):
         for y in range(H):
             for x in range(W):
-                c = label_map[b, y, x].item()
-                first += alpha[c].item() * log_p(real, b, c, y, x) / B
-                second += log_p(fake, b, C, y, x) / B
-    assert discriminator_loss(real, fake, label_map, alpha, 0.0, 0.0).item() == pytest.approx(-first - second, rel=1e-5)
+                for c in range(C):
+                    l_c = 1 if label_map[b, y, x].item() == c else 0
+                    L_pixel -= alpha[c] * l_c * log_probability(real_logits, b, c, y, x) / B
+                L_pixel -= log_probability(fake_logits, b, C, y, x) / B
+    found = discriminator_loss(real_logits, fake_logits, label_map, class_weights(counts_of(label_map)), gamma=0.0,
+                               smoothing=0.0)
+    assert_is(found, L_pixel, "L_pixel is not the sum of DP-GAN Eq. 3")
 
 
-def test_dpgan_eq4_class_weights_are_the_inverse_frequency():
-    label_map = torch.tensor([[[0, 0, 0], [0, 1, 1]], [[0, 0, 3], [3, 3, 3]]])
-    counts, expected = [0] * 4, [0.0] * 4
-    for value in label_map.flatten().tolist():
-        counts[value] += 1
-    for c in (0, 1, 2):                                      # 3 is the unknown class
-        expected[c] = 12 / counts[c] if counts[c] else 0.0   # B H W / n_c
-    found = class_weights(torch.bincount(label_map.flatten(), minlength=4), unknown=3)
-    torch.testing.assert_close(found, torch.tensor(expected))
-
-
-def random_scores(seed):
+def random_layers(seed, channels, sizes=((2, 3), (4, 2))):
     random = torch.Generator().manual_seed(seed)
-    return [2 * torch.randn(2, 1, n, n, generator=random) for n in (3, 1)]
+    return [2 * torch.randn(B, channels + i if channels > 1 else 1, h, w, generator=random)
+            for i, (h, w) in enumerate(sizes)]
 
 
-def test_dpgan_eq5_patch_loss_is_a_hinge_averaged_over_heads():
-    real, fake, total = random_scores(0), random_scores(1), 0.0
-    for r, f in zip(real, fake):
-        first = [min(-1 + v, 0) for v in r.flatten().tolist()]
-        second = [min(-1 - v, 0) for v in f.flatten().tolist()]
-        total += -sum(first) / len(first) - sum(second) / len(second)
-    assert patch_discriminator_loss(real, fake).item() == pytest.approx(total / 2, rel=1e-5)
+def mean_of(values):
+    values = list(values)
+    return sum(values) / len(values)
 
 
-def test_dpgan_eq6_feature_matching_is_the_mean_squared_distance():
-    random, total = torch.Generator().manual_seed(0), 0.0
-    real, fake = ([torch.randn(2, c, n, n, generator=random) for c, n in ((3, 2), (2, 4))] for _ in range(2))
-    for r, f in zip(real, fake):
-        b, c, h, w = r.shape
-        for n in range(b):
-            squared = sum((r[n, :, y, x] - f[n, :, y, x]).square().sum().item() for y in range(h) for x in range(w))
-            total += squared / (c * h * w) / b
-    assert feature_matching_loss(real, fake).item() == pytest.approx(total / 2, rel=1e-5)
-    for t in (*real, *fake):
-        t.requires_grad_(True)
-    feature_matching_loss(real, fake).backward()
-    assert all(t.grad is None for t in real) and all(t.grad.abs().sum() > 0 for t in fake)
+def test_dpgan_eq5_patch_loss_is_the_papers_hinge():
+    """(DP-GAN Eq. 5) by loops: E over pictures and patches, then the mean over two layers of unlike size."""
+    real, fake = random_layers(0, 1), random_layers(1, 1)
+    L_ms = mean_of(-mean_of(min(-1 + s, 0) for s in x.flatten().tolist())
+                   - mean_of(min(-1 - s, 0) for s in g.flatten().tolist()) for x, g in zip(real, fake))
+    assert_is(patch_discriminator_loss(real, fake), L_ms, "L_ms is not the hinge of DP-GAN Eq. 5")
 
 
-def test_dpgan_eq7_generator_loss_is_pixels_patches_and_features():
-    _, fake, label_map = random_case()
-    alpha = class_weights(torch.bincount(label_map.flatten(), minlength=C))
-    pixel = -sum(alpha[label_map[b, y, x]].item() * log_p(fake, b, label_map[b, y, x].item(), y, x) / B
-                 for b in range(B) for y in range(H) for x in range(W))
-    assert generator_loss(fake, label_map, alpha, 0.0).item() == pytest.approx(pixel, rel=1e-5)
-    scores, patch = random_scores(2), 0.0
-    for s in scores:
-        values = [min(-1 + v, 0) for v in s.flatten().tolist()]
-        patch -= sum(values) / len(values) / len(scores)
-    assert patch_generator_loss(scores).item() == pytest.approx(patch, rel=1e-5)
+def test_dpgan_eq5_by_hand():
+    """(DP-GAN Eq. 5) Real scores of 3 and 0 cost 0 and 1, generated ones of -3 and 1 cost 0 and 2."""
+    real, fake = torch.tensor([3.0, 0.0]).view(2, 1, 1, 1), torch.tensor([-3.0, 1.0]).view(2, 1, 1, 1)
+    assert_is(patch_discriminator_loss([real], [fake]), 1 / 2 + 2 / 2, "(0 + 1) / 2 + (0 + 2) / 2")
 
 
-def test_patch_losses_train_the_heads_and_reach_the_picture():
-    """The released code adds loss.item(): no head of it ever gets a gradient."""
-    torch.manual_seed(0)
-    D = Discriminator(5, patch="both", **SMALL_D)
-    real, fake = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32, requires_grad=True)
-    patch_discriminator_loss(D(real, return_all=True)[1], D(fake.detach(), return_all=True)[1]).backward()
-    for name, p in D.named_parameters():
-        if name.startswith(("heads", "unet.encoder")):
-            assert p.grad is not None and (p.grad.abs().sum() > 0 or "bias" in name), name
-    patch_generator_loss(D(fake, return_all=True)[1]).backward()
-    assert fake.grad.abs().sum() > 0
+def loops_eq6(real, fake):
+    """L_fm (DP-GAN Eq. 6), one pixel at a time, then the mean over layers."""
+    layers = []
+    for x, g in zip(real, fake):
+        _, C_i, H_i, W_i = x.shape
+        pictures = []
+        for b in range(B):
+            total = 0.0
+            for i in range(H_i):
+                for j in range(W_i):
+                    total += sum((x[b, k, i, j].item() - g[b, k, i, j].item()) ** 2 for k in range(C_i))
+            pictures.append(total / (C_i * H_i * W_i))
+        layers.append(mean_of(pictures))
+    return mean_of(layers)
 
 
-def test_losses_are_float32_under_autocast():
-    scores, features = [s.bfloat16() for s in random_scores(0)], [torch.randn(2, 3, 2, 2).bfloat16()]
+def test_dpgan_eq6_feature_matching_is_the_papers_norm():
+    """(DP-GAN Eq. 6) by loops: two layers with 3 and 4 channels, averaged (the released code adds them up)."""
+    real, fake = random_layers(0, 3), random_layers(1, 3)
+    assert_is(feature_matching_loss(real, fake), loops_eq6(real, fake), "L_fm is not DP-GAN Eq. 6")
+
+
+def test_dpgan_eq7_generator_loss_is_the_papers_sum():
+    """(DP-GAN Eq. 7) by loops: pixels, patches and features. The pixel term is losses.generator_loss with gamma 0."""
+    _, fake_logits, label_map = random_case()
+    scores, real, fake = random_layers(2, 1), random_layers(0, 3), random_layers(1, 3)
+    alpha, L_G = loops_eq4(label_map), 0.0
+    for b in range(B):
+        for y in range(H):
+            for x in range(W):
+                for c in range(C):
+                    l_c = 1 if label_map[b, y, x].item() == c else 0
+                    L_G -= alpha[c] * l_c * log_probability(fake_logits, b, c, y, x) / B
+    for layer in scores:
+        L_G -= mean_of(min(-1 + s, 0) for s in layer.flatten().tolist()) / len(scores)
+    L_G += loops_eq6(real, fake)
+    found = (generator_loss(fake_logits, label_map, class_weights(counts_of(label_map)), gamma=0.0)
+             + patch_generator_loss(scores) + feature_matching_loss(real, fake))
+    assert_is(found, L_G, "L_G is not the sum of DP-GAN Eq. 7")
+
+
+def test_dpgan_eq7_patch_term_by_hand():
+    """(DP-GAN Eq. 7) A hinge, as printed: scores of 3 and -1 cost 0 and 2. The released code has -mean, here -1."""
+    assert_is(patch_generator_loss([torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)]), 1.0, "(0 + 2) / 2")
+
+
+def test_dpgan_eq5_eq6_eq7_without_layers_are_0():
+    """(DP-GAN Eq. 5, 6, 7) The first rows of Table 4(b) and (c)."""
+    for loss in (patch_discriminator_loss([], []), feature_matching_loss([], []), patch_generator_loss([])):
+        assert loss.shape == () and loss == 0
+
+
+def test_dpgan_eq5_eq6_eq7_compute_in_float32():
+    """(DP-GAN Eq. 5, 6, 7) bf16 scores and features under autocast; bf16 could not hold the means."""
+    real, fake = ([t.bfloat16() for t in random_layers(seed, 3, ((32, 32), (16, 16)))] for seed in (0, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        for loss in (patch_discriminator_loss(scores, scores), patch_generator_loss(scores),
-                     feature_matching_loss(features, features)):
-            assert loss.dtype == torch.float32
-
-
-def test_patch_levels_are_the_rows_of_the_table():
-    assert list(PATCH_LEVELS) == ["none", "encoder", "decoder", "both"]
+        losses = [patch_discriminator_loss(real, fake), feature_matching_loss(real, fake), patch_generator_loss(fake)]
+    exact = [[t.double() for t in layers] for layers in (real, fake)]
+    x, g = exact
+    expected = [mean_of((1 - a).clamp_min(0).mean() + (1 + b).clamp_min(0).mean() for a, b in zip(x, g)),
+                mean_of((a - b).square().mean() for a, b in zip(x, g)), mean_of((1 - b).clamp_min(0).mean() for b in g)]
+    for loss, e in zip(losses, expected):
+        assert loss.dtype == torch.float32
+        assert_is(loss, e.item(), "rounded to bf16", rtol=1e-5, atol=0)
