@@ -49,7 +49,8 @@ def parse_options(argv):
     parser.add_argument("--dataset", choices=DATASETS, default="toy")
     parser.add_argument("--data-path")
     parser.add_argument("--preset", choices=("toy", "paper"), default="toy", help="sizes of the networks")
-    parser.add_argument("--options", default="", help='further options of train.py for every run, as one word: "--image-size 96x128"')
+    parser.add_argument("--options", default="", help="further options of train.py for every run, as one word: "
+                        '"--image-size 96x128"')
     parser.add_argument("--evaluate-options", default="", help='the same of evaluate.py: "--count 50"')
     parser.add_argument("--samples", type=int, default=4, help="pictures a map for the diversity")
     parser.add_argument("--inception-weights", default="random", help="as evaluate.py's")
@@ -69,19 +70,22 @@ def parse_options(argv):
     return args
 
 
+def data_flags(args):
+    return ["--dataset", args.dataset] + (["--data-path", args.data_path] if args.data_path else [])
+
+
 def commands_of(args, row, seed):
     """-> (run folder, the train.py command, the evaluate.py command) of one run."""
     run = args.output_dir / row / f"seed{seed}"
-    data = ["--dataset", args.dataset] + (["--data-path", args.data_path] if args.data_path else [])
     decay = [str(int(0.6 * args.steps)), str(args.steps)] if args.preset == "toy" and args.steps > 1 else ["0", "0"]
     weights = ["--backbone-weights", str(backbone_file(args))] if shares_backbone(args, row) else []
-    train = [str(HERE / "train.py"), *data, "--preset", args.preset, "--row", row, "--seed", str(seed), "--steps",
+    train = [str(HERE / "train.py"), *data_flags(args), "--preset", args.preset, "--row", row, "--seed", str(seed), "--steps",
              str(args.steps), "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay, "--picture-every", "0",
              *weights, *args.options.split(), "--output-dir", str(run)]
-    evaluate = [str(HERE / "evaluate.py"), "--checkpoint", str(run / f"ema_{args.steps:07d}.pt"), *data, "--metrics",
-                "fid,miou,diversity", "--samples", str(args.samples), "--inception-weights", args.inception_weights,
-                "--alexnet-weights", "none", "--lpips-weights", "none", *args.evaluate_options.split(), "--output-dir", str(run / "eval"), "--cache-dir",
-                str(args.output_dir / "eval_cache")]
+    evaluate = [str(HERE / "evaluate.py"), "--checkpoint", str(run / f"ema_{args.steps:07d}.pt"), *data_flags(args),
+                "--metrics", "fid,miou,diversity", "--samples", str(args.samples), "--inception-weights", args.inception_weights,
+                "--alexnet-weights", "none", "--lpips-weights", "none", *args.evaluate_options.split(),
+                "--output-dir", str(run / "eval"), "--cache-dir", str(args.output_dir / "eval_cache")]
     return run, train, evaluate
 
 
@@ -172,8 +176,7 @@ def main(args):
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runs = [(row, seed) for row in args.rows for seed in args.seeds]
     if any(shares_backbone(args, row) for row in args.rows) and not backbone_file(args).is_file():
-        data = ["--dataset", args.dataset] + (["--data-path", args.data_path] if args.data_path else [])
-        call([str(HERE / "train.py"), *data, "--preset", "toy", *args.options.split(), "--pretrain-backbone",
+        call([str(HERE / "train.py"), *data_flags(args), "--preset", "toy", *args.options.split(), "--pretrain-backbone",
               str(backbone_file(args)), "--output-dir", str(args.output_dir / "pretraining")],
              args.output_dir / "pretraining.log", 0, 1)
     progress = tqdm(total=len(runs), desc="runs", dynamic_ncols=True)

@@ -140,10 +140,8 @@ def open_timm(name, weights, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             overlay = None if weights in ("imagenet", "random") else {"file": weights}
-            levels = timm.create_model(name, features_only=True).feature_info.reduction()
             model = timm.create_model(name, features_only=True, pretrained=weights != "random",
-                                      out_indices=[i for i, stride in enumerate(levels) if stride >= 4][-4:],
-                                      pretrained_cfg_overlay=overlay)
+                                      out_indices=(-4, -3, -2, -1), pretrained_cfg_overlay=overlay)
     except OSError:  # not there, or no network
         raise
     except Exception as error:  # timm raises many kinds for a name or a file that it does not know

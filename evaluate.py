@@ -50,7 +50,7 @@ from data import (DATASETS, IMAGE_ENDINGS, InputError, colour_labels, listed, op
                   toy_scene)
 from generator import z_of_seed
 from sample import generate, load_generator
-from train import leave_ranks, peak_memory, save_atomically, setup_distributed
+from train import leave_ranks, peak_memory, rank_0_first, save_atomically, setup_distributed
 
 METRICS = ("fid", "miou", "diversity", "latency", "iidm")
 # PAPER: z of the samples not said. / HERE: of map i and seed s from one generator seeded with s * 1,000,003 + i.
@@ -91,16 +91,6 @@ def sum_over_ranks(t, world):
     if world > 1:
         dist.all_reduce(t)
     return t
-
-
-def rank_0_first(build, rank, world):
-    """build() on every rank; rank 0 first, which downloads or trains what the others then find."""
-    if rank > 0:
-        dist.barrier()
-    built = build()
-    if rank == 0 and world > 1:
-        dist.barrier()
-    return built
 
 
 def on_all_cores(build):

@@ -239,24 +239,11 @@ class Generator(nn.Module):
 
         With return_features also G^f (B, widths[-1], H, W). Raises ValueError where the shapes do not fit.
         """
-        B, H, W = label_map.shape
-        if H % self.downsampling or W % self.downsampling:
-            raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {self.downsampling}, "
-                             f"the downsampling of this generator")
-        if (offsets is not None) != (self.offset_channels > 0) or z.shape != (B, self.z_dim):
-            raise ValueError(f"expected z of shape ({B}, {self.z_dim}) and {self.offset_channels} offset "
-                             f"channels; got z {tuple(z.shape)}, offsets "
-                             f"{None if offsets is None else tuple(offsets.shape)}")
-
-        classes = torch.arange(self.num_classes, device=label_map.device)
-        x = (label_map[:, None] == classes[:, None, None]).to(z.dtype)    # (B, C, H, W), the one-hot t
-        if offsets is not None:
-            x = torch.cat([x, offsets.to(x.dtype)], dim=1)                # (B, C + 2, H, W)
-        w = None
+        x, w = one_hot_labels(self, label_map, z, offsets), None          # (B, C (+ 2), H, W)
         if self.noise_mapping is not None:
             w = self.noise_mapping(z)                                     # (B, n_k, d_w)
         else:
-            x = torch.cat([x, z[:, :, None, None].expand(-1, -1, H, W)], dim=1)  # (B, C + 2 + d_z, H, W)
+            x = torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)  # (B, C (+ 2) + d_z, H, W)
         x = x.contiguous(memory_format=torch.channels_last)
         modulation = self.label_pyramid(x, w)                             # h_1, ..., h_L
         h_L = modulation[-1]                                              # (B, C_L, H/2^(L-1), W/2^(L-1))
@@ -273,6 +260,24 @@ class Generator(nn.Module):
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
         image = torch.tanh(self.to_image(features).float())               # g   (B, 3, H, W)
         return (image, features) if return_features else image
+
+
+def one_hot_labels(G, label_map, z, offsets):
+    """t and the offsets as channels, (B, C (+ 2), H, W) in z's dtype, on the device: what every generator here reads.
+
+    G is asked for num_classes, offset_channels, z_dim and downsampling. Raises ValueError where the shapes do not fit.
+    """
+    B, H, W = label_map.shape
+    if H % G.downsampling or W % G.downsampling:
+        raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {G.downsampling}, "
+                         f"the downsampling of this generator")
+    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, G.z_dim):
+        raise ValueError(f"expected z of shape ({B}, {G.z_dim}) and {G.offset_channels} offset "
+                         f"channels; got z {tuple(z.shape)}, offsets "
+                         f"{None if offsets is None else tuple(offsets.shape)}")
+    classes = torch.arange(G.num_classes, device=label_map.device)
+    x = (label_map[:, None] == classes[:, None, None]).to(z.dtype)        # (B, C, H, W), the one-hot t
+    return x if offsets is None else torch.cat([x, offsets.to(x.dtype)], dim=1)  # (B, C + 2, H, W)
 
 
 def z_of_seed(seed, z_dim):

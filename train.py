@@ -315,6 +315,16 @@ def setup_distributed(device):
     return torch.device(device), rank, world
 
 
+def rank_0_first(build, rank, world):
+    """build() on every rank; rank 0 first, which downloads or trains what the others then find."""
+    if rank > 0:
+        dist.barrier()
+    built = build()
+    if rank == 0 and world > 1:
+        dist.barrier()
+    return built
+
+
 class SumOverRanks(torch.autograd.Function):
     """A tensor's sum over the ranks. Each rank's loss sees the sum, so gradients are summed on the way back."""
 
@@ -759,31 +769,30 @@ def build_networks(args, dataset, probabilities, run, device, rank, world, say):
     elif args.generator == "dpgan":
         generator_options.update(concatenate_last=args.concatenate_last == "on")
     G = GENERATORS[args.generator](**generator_options)
+    widths, contrastive = networks["discriminator"][args.discriminator], networks["contrastive"]
     weights = args.backbone_weights
     if weights == "self" and args.discriminator == "dp-sims":
         key = repr((dataset.fingerprint(), dataset.classes, args.seed, *args.image_size)).encode()
         weights = str(run / f"backbone_{args.backbone.replace(':', '_')}_{hashlib.sha256(key).hexdigest()[:8]}.pt")
-        if rank == 0 and not Path(weights).is_file():
+
+    def build_discriminator():
+        if args.discriminator == "oasis":
+            return oasis.Discriminator(num_classes, **widths)
+        if args.discriminator == "dpgan":
+            return dpgan.Discriminator(num_classes, patch=args.patch, matched=args.matched, **widths)
+        if args.backbone_weights == "self" and not Path(weights).is_file():
             say(f"pre-training {args.backbone} on the classes of {args.dataset}, {PRETRAIN_STEPS} steps, once", flush=True)
             pretrain_backbone(args.backbone, dataset, probabilities, Path(weights), args.seed, device, args.workers)
-    if rank > 0:
-        dist.barrier()  # rank 0 first: it downloads or pre-trains what the others then find
-    widths, P = networks["discriminator"][args.discriminator], None
-    if args.discriminator == "dp-sims":
-        D = build_frozen(lambda: Discriminator(
+        return build_frozen(lambda: Discriminator(
             num_classes, args.backbone, weights, seed=args.seed, conditioning=args.conditioning, **widths),
             args.backbone, args.backbone_weights, "--backbone-weights")
-    elif args.discriminator == "oasis":
-        D = oasis.Discriminator(num_classes, **widths)
-    else:
-        D = dpgan.Discriminator(num_classes, patch=args.patch, matched=args.matched, **widths)
-    if args.lambda_c > 0:
-        contrastive = networks["contrastive"]
-        P = build_frozen(lambda: ContrastiveFeatures(
-            args.vgg_weights, contrastive["vgg_width"] if args.vgg_weights == "random" else 1.0, contrastive["width"],
-            args.seed), "vgg19", args.vgg_weights, "--vgg-weights")
-    if rank == 0 and world > 1:
-        dist.barrier()
+
+    def build_contrastive():
+        vgg_width = contrastive["vgg_width"] if args.vgg_weights == "random" else 1.0
+        return build_frozen(lambda: ContrastiveFeatures(args.vgg_weights, vgg_width, contrastive["width"], args.seed),
+                            "vgg19", args.vgg_weights, "--vgg-weights")
+    D = rank_0_first(build_discriminator, rank, world)
+    P = rank_0_first(build_contrastive, rank, world) if args.lambda_c > 0 else None
     G, D, P = (net and synchronise_batch_norm(net, device, world).to(device, memory_format=torch.channels_last)
                for net in (G, D, P))
     return G, D, P, generator_options
@@ -819,7 +828,8 @@ def train(args):
     done, latest = 0, run / "latest.pt"
     identity = {**{name: getattr(args, name) for name in (
         "dataset", "model", "preset", "generator", "noise", "self_attention", "concatenate_last", "discriminator",
-        "backbone", "conditioning", "patch", "matched")}, "classes": list(dataset.classes), "offset_channels": generator_options["offset_channels"],
+        "backbone", "conditioning", "patch", "matched")}, "classes": list(dataset.classes),
+                "offset_channels": generator_options["offset_channels"],
                 "frozen": [fingerprint(D), fingerprint(P)]}
     if latest.is_file():
         state = load_checkpoint(latest)
@@ -868,8 +878,8 @@ def train(args):
 
     def save_ema(step, name, scores):
         if rank == 0:
-            save_atomically({"step": step, "architecture": args.generator, "generator": generator_options, "ema": ema.state_dict(),
-                             "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
+            save_atomically({"step": step, "architecture": args.generator, "generator": generator_options,
+                             "ema": ema.state_dict(), "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
                              "palette": dataset.palette.tolist(), "unknown": dataset.unknown, "scores": scores}, run / name)
 
     def picture(step):
@@ -888,7 +898,7 @@ def train(args):
     best = float("inf")
     if args.evaluate_every:
         import evaluate  # it imports this file, and is wanted here only
-        inception, distance, _, key = evaluate.rank_0_first(
+        inception, distance, _, key = rank_0_first(
             lambda: evaluate.load_inception(args.inception_weights, device), rank, world)
         reference = evaluate.dataset_reference(validation, inception, key, device, rank, world, cache=run)
         best = min((line[distance] for line in read_lines_of(run / "scores.jsonl") if distance in line), default=best)
@@ -907,7 +917,8 @@ def train(args):
             raise
         logs_now = step % args.log_every == 0 or step == args.steps
         lr = args.lr * lr_factor(step, *args.lr_decay_steps)
-        optimiser_G.param_groups[0]["lr"], optimiser_D.param_groups[0]["lr"] = lr, lr * (args.lr_d or args.lr) / args.lr
+        optimiser_G.param_groups[0]["lr"] = lr
+        optimiser_D.param_groups[0]["lr"] = (args.lr_d or args.lr) * lr_factor(step, *args.lr_decay_steps)
         # noise of the whole global batch, on every rank alike; this rank takes its share
         step_generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         z = torch.randn(2, args.batch_size, G.z_dim, generator=step_generator)

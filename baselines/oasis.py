@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 from discriminator import ResidualBlock
-from generator import PADDING, WIDTHS, Z_DIM, SPADEBlock
+from generator import PADDING, WIDTHS, Z_DIM, SPADEBlock, one_hot_labels
 
 HIDDEN = 128                                    # of every SPADE; 71.1 M parameters follow from it
 ENCODER_WIDTHS = (128, 128, 256, 256, 512, 512)  # DP-GAN's Table 7: 1/2 ... 1/64
@@ -65,23 +65,13 @@ def initialise(net):
 def noise_and_labels(G, label_map, z, offsets):
     """The input of generator G: noise, one-hot labels and offsets, (B, d_z + C (+ 2), H, W), in z's dtype.
 
-    G is asked for num_classes, offset_channels, z_dim and downsampling. Raises ValueError where the shapes do not fit.
+    Raises ValueError where the shapes do not fit.
     """
-    B, H, W = label_map.shape
-    if H % G.downsampling or W % G.downsampling:
-        raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {G.downsampling}, "
-                         f"the downsampling of this generator")
-    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, G.z_dim):
-        raise ValueError(f"expected z of shape ({B}, {G.z_dim}) and {G.offset_channels} offset "
-                         f"channels; got z {tuple(z.shape)}, offsets "
-                         f"{None if offsets is None else tuple(offsets.shape)}")
-    classes = torch.arange(G.num_classes, device=label_map.device)
-    one_hot = (label_map[:, None] == classes[:, None, None]).to(z.dtype)  # (B, C, H, W)
+    labels = one_hot_labels(G, label_map, z, offsets)                     # (B, C (+ 2), H, W)
     # PAPER: "a 3D noise tensor", "sampled from a unit Gaussian" (DP-GAN, Table 6). / HERE: one vector for each image,
     # the same at every pixel. / WHY: the code of both papers.
-    noise = z[:, :, None, None].expand(-1, -1, H, W)                      # (B, d_z, H, W)
-    x = torch.cat([noise, one_hot] + ([] if offsets is None else [offsets.to(z.dtype)]), dim=1)
-    return x.contiguous(memory_format=torch.channels_last)                # (B, d_z + C (+ 2), H, W)
+    noise = z[:, :, None, None].expand(-1, -1, *labels.shape[2:])         # (B, d_z, H, W)
+    return torch.cat([noise, labels], dim=1).contiguous(memory_format=torch.channels_last)  # (B, d_z + C (+ 2), H, W)
 
 
 class Generator(nn.Module):

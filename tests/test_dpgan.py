@@ -20,18 +20,10 @@ from baselines.dpgan import (MATCHED, PATCH_LEVELS, Discriminator, Generator, cl
                              feature_matching_loss, patch_discriminator_loss, patch_generator_loss, patch_head)
 from generator import SPADE, parameters_by_part
 from losses import discriminator_loss, generator_loss
+from test_oasis import CLASSES, LEVELS, assert_is, awake, label_maps, noise, pictures
 
-CLASSES = 5
 TINY = dict(widths=(8, 8, 8, 6, 6, 4), stem_channels=5, label_channels=4, z_dim=6)  # five scales: by 16
-LEVELS = {4: ((6, 7, 8, 9), (8, 7, 6, 5)), 5: ((4, 4, 6, 8, 8), (8, 6, 6, 4, 5))}
 B, C, H, W = 2, 3, 2, 3
-
-
-def awake(net, times=40):
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and not hasattr(module, "parametrizations"):
-            module.weight.data.mul_(times)
-    return net
 
 
 def tiny_generator(offset_channels=0, **changes):
@@ -42,26 +34,6 @@ def tiny_generator(offset_channels=0, **changes):
 def tiny_discriminator(levels=4, **changes):
     torch.manual_seed(0)
     return awake(Discriminator(CLASSES, *LEVELS[levels], head_channels=6, **changes))
-
-
-def label_maps(count=2, height=32, width=48, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    blocks = torch.randint(CLASSES, (count, height // 4, width // 4), generator=random)
-    return blocks.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
-
-
-def noise(seed=0, count=2):
-    return torch.randn(count, TINY["z_dim"], generator=torch.Generator().manual_seed(seed))
-
-
-def pictures(count=2, height=32, width=48, seed=0):
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def assert_is(actual, expected, what, **tolerance):
-    """Like assert_close, with a sentence to start from when it fails."""
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    torch.testing.assert_close(actual, expected, **tolerance, msg=lambda text: f"{what}\n{text}")
 
 
 # ------------------------------------------------------------------------------------ parameters, by hand
