@@ -163,22 +163,28 @@ class SPADE(nn.Module):
     x (B, C, H, W), condition (B, K, H, W) -> (B, C, H, W)
     hidden: 0 as in DP-GAN and here; 128 is SPADE's and OASIS's form, where the condition is a bare label map and
     goes through one convolution of its own first.
+    norm: what is normalised over, where that is not the batch: IIDM's group norm, without weights of its own.
     """
 
-    def __init__(self, channels, condition_channels, padding=PADDING, hidden=0):
+    def __init__(self, channels, condition_channels, padding=PADDING, hidden=0, norm=None):
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.norm = norm or nn.BatchNorm2d(channels, affine=False)
         self.shared = nn.Sequential(
             nn.Conv2d(condition_channels, hidden, 3, padding=1, padding_mode=padding), nn.ReLU()) if hidden else None
         # gamma and beta are one 3x3 convolution each; the two run as one, which is faster
         self.to_gamma_beta = nn.Conv2d(hidden or condition_channels, 2 * channels, 3, padding=1, padding_mode=padding)
 
-    def forward(self, x, condition):
+    def modulation(self, condition):
         if self.shared is not None:
             condition = self.shared(condition)                       # (B, hidden, H, W)
-        gamma, beta = self.to_gamma_beta(condition).chunk(2, dim=1)  # (B, C, H, W) each
+        return self.to_gamma_beta(condition).chunk(2, dim=1)         # gamma, beta (B, C, H, W) each
+
+    def modulate(self, x, gamma, beta):
         # PAPER: gamma * (x - mu) / sigma + beta (DP-GAN Eq. 1). / HERE: (1 + gamma). / WHY: its code, and SPADE's.
         return torch.addcmul(beta, self.norm(x), 1 + gamma)
+
+    def forward(self, x, condition):
+        return self.modulate(x, *self.modulation(condition))
 
 
 class SPADEBlock(nn.Module):
@@ -275,9 +281,14 @@ def one_hot_labels(G, label_map, z, offsets):
         raise ValueError(f"expected z of shape ({B}, {G.z_dim}) and {G.offset_channels} offset "
                          f"channels; got z {tuple(z.shape)}, offsets "
                          f"{None if offsets is None else tuple(offsets.shape)}")
-    classes = torch.arange(G.num_classes, device=label_map.device)
-    x = (label_map[:, None] == classes[:, None, None]).to(z.dtype)        # (B, C, H, W), the one-hot t
+    x = one_hot(label_map, G.num_classes, z.dtype)                        # (B, C, H, W), the one-hot t
     return x if offsets is None else torch.cat([x, offsets.to(x.dtype)], dim=1)  # (B, C + 2, H, W)
+
+
+def one_hot(label_map, num_classes, dtype):
+    """label_map (B, H, W) integers -> (B, C, H, W) of 0 and 1, on its device."""
+    classes = torch.arange(num_classes, device=label_map.device)
+    return (label_map[:, None] == classes[:, None, None]).to(dtype)       # (B, C, H, W)
 
 
 def z_of_seed(seed, z_dim):

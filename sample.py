@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from baselines import dpgan, oasis
+from baselines import dpgan, iidm, oasis
 from data import (DATASETS, INSTANCE_RULES, InputError, classes_of_values, colour_labels, instance_ids, nearest,
                   offset_maps, open_dataset, parse_size, read_instances, read_labels)
 from generator import Generator, to_pixels, z_of_seed
 
-GENERATORS = {"dp-sims": Generator, "oasis": oasis.Generator, "dpgan": dpgan.Generator}
+GENERATORS = {"dp-sims": Generator, "oasis": oasis.Generator, "dpgan": dpgan.Generator, "iidm": iidm.IIDM}
 GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
 
 

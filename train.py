@@ -31,7 +31,7 @@ import torchvision
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from baselines import dpgan, oasis
+from baselines import dpgan, iidm, oasis
 from data import (DATASETS, InputError, RareClassBatches, class_presence, colour_labels, draw_page, open_dataset,
                   parse_size, sampling_probabilities)
 from discriminator import (BACKBONES, CONDITIONINGS, DECODER_WIDTHS, FULL_RESOLUTION_WIDTH, IMAGENET_MEAN, IMAGENET_STD,
@@ -192,14 +192,11 @@ def parse_options(argv):
         description="Train DP-SIMS. Run the same command again to resume.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="Defaults shown are those of the --dataset and --preset on this command line.")
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=DATASETS, default="toy", help="toy needs no files")
-    group.add_argument("--data-path", help="folder of the dataset; the error for a wrong one shows its layout")
-    group.add_argument("--image-size", type=parse_size, help="height x width: 256, or 256x512; each side "
-                       "divisible by 32")
+    group = add_data_options(parser)
     group.add_argument("--offsets", choices=("on", "off"), help="instance offsets as input, where there are instances")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=MODELS, help="whose networks and losses; the others are baselines/")
+    group.add_argument("--model", choices=(*MODELS, "iidm"), help="whose networks and losses; the others are baselines/; "
+                       "iidm, the diffusion model, has options of its own: --model iidm --help")
     group.add_argument("--preset", choices=PRESETS, help="sizes of the networks and every default below")
     group.add_argument("--row", metavar="NAME", help="a row of the papers' tables, such as table5-none or "
                        "dpgan-table4b-both; the README lists them, a wrong name too")
@@ -239,24 +236,58 @@ def parse_options(argv):
                        "for Eq. 6; 1 = all, at the cost of a second generator pass")
     group.add_argument("--reduction", choices=("sum", "mean"), help="sum: as printed, divided by H*W; mean: "
                        "every sum a mean, which makes lambda-c about 250 times as strong at 256x256")
-    group = parser.add_argument_group("optimisation (Sec. 4.1)")
+    group = add_optimisation_options(parser, "optimisation (Sec. 4.1)")
+    group.add_argument("--lr-d", type=float, help="that of the discriminator; 0 = --lr, as in DP-SIMS")
+    group.add_argument("--beta2", type=float, help="of Adam; beta1 is 0")
+    group.add_argument("--sampling", choices=("rare-class", "uniform"), help="of training images; the baselines': uniform")
+    group = add_machine_and_output_options(parser)
+    group.add_argument("--evaluate-every", type=int, default=0, help="steps between evaluate.py's distances to the real "
+                       "validation pictures, into scores.jsonl; the best is kept as ema_best.pt; 0 = never")
+    group.add_argument("--inception-weights", default="random" if known.dataset == "toy" else "download",
+                       help="for --evaluate-every: download (FID), torchvision, random, or a file")
+    parser.set_defaults(**defaults)
+    args = parser.parse_args(argv)
+    check_ranges(args, (("diversity_every", "anchors", "negatives"), 1, 10 ** 9), (("evaluate_every",), 0, 10 ** 9),
+                 (("lambda_gan", "lambda_c", "lambda_d", "lambda_lm", "lambda_patch", "lambda_fm", "gamma", "tau_div",
+                   "lr_d"), 0, 1e9), (("tau",), 1e-12, 1e9), (("label_smoothing", "beta2"), 0, 0.999999))
+    if args.backbone not in BACKBONES and not args.backbone.startswith("timm:"):
+        raise InputError(f"--backbone {args.backbone} is unknown; choose from {', '.join(BACKBONES)}, or timm:NAME")
+    for weight, has in (("lambda_patch", args.patch != "none"), ("lambda_fm", args.matched != "none")):
+        if getattr(args, weight) > 0 and not (has and args.discriminator == "dpgan"):
+            raise InputError(f"--{weight.replace('_', '-')} {getattr(args, weight)} needs --discriminator dpgan with "
+                             f"--{'patch' if weight == 'lambda_patch' else 'matched'} other than none; or give 0")
+    return args
+
+
+def add_data_options(parser):
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=DATASETS, default="toy", help="toy needs no files")
+    group.add_argument("--data-path", help="folder of the dataset; the error for a wrong one shows its layout")
+    group.add_argument("--image-size", type=parse_size, help="height x width: 256, or 256x512; each side "
+                       "divisible by 32")
+    return group
+
+
+def add_optimisation_options(parser, title):
+    group = parser.add_argument_group(title)
     group.add_argument("--steps", type=int, help="the step to reach, not a number of further steps")
     group.add_argument("--batch-size", type=int, help="GLOBAL batch size, over all ranks")
     group.add_argument("--micro-batch-size", type=int, default=0, help="images per rank in memory at once; "
                        "lower it if memory runs out (0 = all; batch norm then sees the smaller batch)")
     group.add_argument("--lr", type=float, help="learning rate")
-    group.add_argument("--lr-d", type=float, help="that of the discriminator; 0 = --lr, as in DP-SIMS")
-    group.add_argument("--beta2", type=float, help="of Adam; beta1 is 0")
-    group.add_argument("--sampling", choices=("rare-class", "uniform"), help="of training images; the baselines': uniform")
     group.add_argument("--lr-decay-steps", type=int, nargs=2, metavar=("FROM", "TO"),
                        help="linear decay to a tenth between these steps; 0 0 = none, as in the paper")
     group.add_argument("--clip-grad", type=float, help="largest gradient norm; 0 = off (Swin: 1)")
     group.add_argument("--ema-decay", type=float)
     group.add_argument("--seed", type=int, default=0)
+    return group
+
+
+def add_machine_and_output_options(parser):
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16 autocast; losses stay float32")
-    group.add_argument("--compile", action="store_true", help="torch.compile all but D's decoder; minutes at the start")
+    group.add_argument("--compile", action="store_true", help="torch.compile (all but D's decoder); minutes at the start")
     group.add_argument("--workers", type=int, help="loader processes per rank")
     group = parser.add_argument_group("output")
     group.add_argument("--output-dir", help="run folder; a run found there is resumed")
@@ -264,32 +295,21 @@ def parse_options(argv):
     group.add_argument("--picture-every", type=int, help="steps; 0 = only at the end")
     group.add_argument("--save-every", type=int, help="steps between writes of latest.pt; 0 = only at the end")
     group.add_argument("--ema-every", type=int, help="steps between the ema_*.pt that are kept; 0 = only at the end")
-    group.add_argument("--evaluate-every", type=int, default=0, help="steps between evaluate.py's distances to the real "
-                       "validation pictures, into scores.jsonl; the best is kept as ema_best.pt; 0 = never")
-    group.add_argument("--inception-weights", default="random" if known.dataset == "toy" else "download",
-                       help="for --evaluate-every: download (FID), torchvision, random, or a file")
-    parser.set_defaults(**defaults)
-    args = parser.parse_args(argv)
-    for names, low, high in ((("steps", "batch_size", "log_every", "diversity_every", "anchors", "negatives"), 1, 10 ** 9),
-                             (("micro_batch_size", "workers", "seed", "picture_every", "save_every", "ema_every",
-                               "evaluate_every"), 0, 10 ** 9),
-                             (("lambda_gan", "lambda_c", "lambda_d", "lambda_lm", "lambda_patch", "lambda_fm", "gamma",
-                               "clip_grad", "tau_div", "lr_d"), 0, 1e9),
-                             (("lr", "tau"), 1e-12, 1e9), (("label_smoothing", "ema_decay", "beta2"), 0, 0.999999)):
+    return group
+
+
+def check_ranges(args, *further):
+    """Raises InputError for a number of the options above, or of `further` (names, low, high), that is out of range."""
+    for names, low, high in ((("steps", "batch_size", "log_every"), 1, 10 ** 9),
+                             (("micro_batch_size", "workers", "seed", "picture_every", "save_every", "ema_every"), 0, 10 ** 9),
+                             (("clip_grad",), 0, 1e9), (("lr",), 1e-12, 1e9), (("ema_decay",), 0, 0.999999), *further):
         for name in names:
             if not low <= getattr(args, name) <= high:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} to {high}")
-    if args.backbone not in BACKBONES and not args.backbone.startswith("timm:"):
-        raise InputError(f"--backbone {args.backbone} is unknown; choose from {', '.join(BACKBONES)}, or timm:NAME")
-    for weight, has in (("lambda_patch", args.patch != "none"), ("lambda_fm", args.matched != "none")):
-        if getattr(args, weight) > 0 and not (has and args.discriminator == "dpgan"):
-            raise InputError(f"--{weight.replace('_', '-')} {getattr(args, weight)} needs --discriminator dpgan with "
-                             f"--{'patch' if weight == 'lambda_patch' else 'matched'} other than none; or give 0")
     start, end = args.lr_decay_steps
     if not (start == end == 0 or 0 <= start < end):
         raise InputError(f"--lr-decay-steps {start} {end}: expected two rising steps, or 0 0 for none")
     args.lr_decay_steps = list(args.lr_decay_steps)
-    return args
 
 
 # ------------------------------------------------------------------------------------------- many ranks
@@ -437,7 +457,7 @@ def load_checkpoint(path):
     """A checkpoint's dict, plain types and tensors only. Raises InputError where it cannot be read."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"step", "identity", "options", "G", "D"} <= state.keys():
+        if not {"step", "identity", "options"} <= state.keys():
             raise ValueError("another kind of file")
         return state
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -486,8 +506,21 @@ def strip_columns(G, ema, D, dataset, device):
 
 def resume(state, identity, path, args, say, G, D, P, ema, optimiser_G, optimiser_D):
     """Put a checkpoint's state back into the networks and optimisers; -> the step it was saved at."""
+    check_identity(state, identity, path, args, say)
+    G.load_state_dict(state["G"])
+    ema.load_state_dict(state["ema"])
+    load_trained(D, state["D"])
+    if P is not None:
+        load_trained(P, state["P"])
+    optimiser_G.load_state_dict(state["optimiser_G"])
+    optimiser_D.load_state_dict(state["optimiser_D"])
+    return state["step"]
+
+
+def check_identity(state, identity, path, args, say):
+    """Raises InputError for a checkpoint of another model or dataset, and says which options have changed."""
     for key, now in identity.items():
-        then = state["identity"][key]
+        then = state["identity"].get(key)
         same = np.allclose(then, now, rtol=1e-6) if key == "frozen" else then == now
         if not same:
             what = "frozen weights" if key == "frozen" else f"{key} {then}"
@@ -497,14 +530,6 @@ def resume(state, identity, path, args, say, G, D, P, ema, optimiser_G, optimise
                if k in vars(args) and list_of(vars(args)[k]) != list_of(then) and k not in ("steps", "output_dir")]
     if changed:
         say(f"resuming with other options than before: {', '.join(changed)}")
-    G.load_state_dict(state["G"])
-    ema.load_state_dict(state["ema"])
-    load_trained(D, state["D"])
-    if P is not None:
-        load_trained(P, state["P"])
-    optimiser_G.load_state_dict(state["optimiser_G"])
-    optimiser_D.load_state_dict(state["optimiser_D"])
-    return state["step"]
 
 
 def list_of(value):
@@ -638,7 +663,7 @@ def clip(parameters, limit, wanted):
 
 def check_finite(log, step, nets, latest):
     """Stop at the first loss term that is not finite, and never let such weights reach a checkpoint."""
-    names = [name for name in log[0] if name == "D" or name.startswith("G_")] if log else []
+    names = [name for name in log[0] if name in ("D", "loss") or name.startswith("G_")] if log else []
     if names:
         table = torch.stack([torch.stack([values[name] for name in names]) for values in log])  # (steps, terms)
         bad = (~table.isfinite()).nonzero()
@@ -680,7 +705,7 @@ def peak_memory(device):
 
 def report(line, steps, progress):
     text = " | ".join(f"{title} {line[name]:.3f}" for title, name in (
-        ("D", "D"), ("G gan", "G_gan"), ("nce", "G_contrastive"), ("div", "G_diversity"),
+        ("loss", "loss"), ("D", "D"), ("G gan", "G_gan"), ("nce", "G_contrastive"), ("div", "G_diversity"),
         ("acc real", "D_accuracy_real"), ("fake", "D_accuracy_fake")) if name in line)
     if progress.disable:
         left = (steps - line["step"]) * line["seconds_per_step"]
@@ -707,31 +732,44 @@ def banner(say, args, device, world, micro, accumulation, G, D, P, run, done, im
         f"run folder  {run}, {f'resumed at step {done}' if done else 'new'}", flush=True)
 
 
-def stop_on_signals():
-    """A list that SIGTERM and Ctrl-C append to, so that the loop ends after its step; a second one interrupts."""
-    seen = []
+class StopOnSignals:
+    """SIGTERM and Ctrl-C end the loop after its step, on all ranks after the same one; a second one interrupts."""
 
-    def handler(number, frame):
-        if seen:
+    def __init__(self, world):
+        self.seen, self.agreed = [], None
+        self.control = dist.new_group(backend="gloo") if world > 1 else None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handler)
+
+    def handler(self, number, frame):
+        if self.seen:
             raise KeyboardInterrupt
-        seen.append(number)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-    return seen
+        self.seen.append(number)
+
+    def now(self):
+        """Whether to stop, asked once a step. With many ranks they learn of a signal one step later, without waiting."""
+        if self.control is None:
+            return bool(self.seen)
+        if self.agreed is not None:
+            self.agreed[1].wait()
+        stop = self.agreed is not None and self.agreed[0].item() > 0
+        flag = torch.tensor([len(self.seen)])
+        self.agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        return stop
 
 
 # --------------------------------------------------------------------------------------------- training
 
-def split_batch(args, world):
-    """-> (images per rank, per rank at once, and how often to accumulate). Raises InputError for sizes that do not divide."""
+def split_batch(args, world, step_of):
+    """-> (images per rank, per rank at once, and how often to accumulate). Raises InputError for sizes that do not divide.
+
+    step_of: what both sides of the picture must be divisible by."""
     per_rank = args.batch_size // world
     micro = args.micro_batch_size or per_rank
     if args.batch_size % world or per_rank % micro:
         raise InputError(f"--batch-size {args.batch_size} must split evenly over {world} ranks and into micro-"
                          f"batches of {micro}; choose a multiple of {world * micro}")
-    (H, W), networks = args.image_size, PRESETS[args.preset][1]
-    step_of = max(2 ** (len(networks["generator"][args.generator]["widths"]) - 2),
-                  2 ** len(networks["discriminator"][args.discriminator].get("encoder_widths", DECODER_WIDTHS)))
+    H, W = args.image_size
     if H % step_of or W % step_of:
         raise InputError(f"--image-size {H}x{W}: both sides must be divisible by {step_of} (the pyramids halve "
                          f"the picture); the nearest is {max(step_of, round(H / step_of) * step_of)}x"
@@ -802,7 +840,10 @@ def train(args):
     device, rank, world = setup_distributed(args.device)
     say = print if rank == 0 else (lambda *_, **__: None)
     H, W = args.image_size
-    per_rank, micro, accumulation = split_batch(args, world)
+    networks = PRESETS[args.preset][1]
+    per_rank, micro, accumulation = split_batch(args, world, step_of=max(
+        2 ** (len(networks["generator"][args.generator]["widths"]) - 2),
+        2 ** len(networks["discriminator"][args.discriminator].get("encoder_widths", DECODER_WIDTHS))))
     dataset, validation, run, probabilities = open_run(args, rank, world)
     num_classes = len(dataset.classes)
     if args.pretrain_backbone:
@@ -893,8 +934,7 @@ def train(args):
         say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
         return finish(say, run, world)
     weigh = {"balanced": class_weights, "inverse": dpgan.class_weights, "none": equal_weights}[args.class_weights]
-    stopping = stop_on_signals()
-    control = dist.new_group(backend="gloo") if world > 1 else None
+    stopping = StopOnSignals(world)
     best = float("inf")
     if args.evaluate_every:
         import evaluate  # it imports this file, and is wanted here only
@@ -902,7 +942,7 @@ def train(args):
             lambda: evaluate.load_inception(args.inception_weights, device), rank, world)
         reference = evaluate.dataset_reference(validation, inception, key, device, rank, world, cache=run)
         best = min((line[distance] for line in read_lines_of(run / "scores.jsonl") if distance in line), default=best)
-    pixels, log, agreed, busy_since = H * W, [], None, time.time()
+    pixels, log, busy_since = H * W, [], time.time()
     nets = {name: net for name, net in (("G", G), ("D", D), ("P", P)) if net is not None}
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True,
                     disable=None if rank == 0 else True)
@@ -1024,12 +1064,7 @@ def train(args):
         # ---- once in a while: log, picture, checkpoint
         log.append(values)  # tensors on the device: nothing has waited for it so far
         progress.update()
-        if agreed is not None:
-            agreed[1].wait()
-        stop = bool(stopping) if world == 1 else agreed is not None and agreed[0].item() > 0
-        if world > 1:  # every rank learns of a signal one step later, and all stop at the same step
-            flag = torch.tensor([len(stopping)])
-            agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=control, async_op=True)
+        stop = stopping.now()
         saves_now, keeps_now, draws_now, scores_now = (  # after a signal there may be seconds only: latest.pt alone
             step == args.steps or (every and step % every == 0 and not stop)
             for every in (args.save_every, args.ema_every, args.picture_every, args.evaluate_every))
@@ -1079,6 +1114,16 @@ def train(args):
     finish(say, run, world)
 
 
+def main(argv):
+    """train(), or for --model iidm the loop of baselines/iidm.py, which is another one and has other options."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--model")
+    if first.parse_known_args(argv)[0].model == "iidm":
+        iidm.train(iidm.parse_options(argv))
+    else:
+        train(parse_options(argv))
+
+
 def finish(say, run, world):
     newest = sorted(run.glob("ema_[0-9]*.pt"))
     say(f"picture:    {run / 'strip.png'}\ncheckpoint: {newest[-1] if newest else run / 'latest.pt'}")
@@ -1096,7 +1141,7 @@ def leave_ranks():
 
 if __name__ == "__main__":
     try:
-        train(parse_options(sys.argv[1:]))
+        main(sys.argv[1:])
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
