@@ -3,9 +3,10 @@
     python sample.py --checkpoint runs/toy/ema_0001000.pt --dataset toy --seeds 0-3
     python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7
     python sample.py --checkpoint ema.pt --labels folder_of_maps/ --seeds 3,5 --interpolate 12
+    python sample.py --checkpoint iidm_ema.pt --labels my_map.png --reference sunset.jpg winter.jpg     IIDM alone
 
-Every seed is one z, drawn for itself: a picture depends on its label map and its seed, not on the batch
-or the order. Pictures, the coloured label maps and a grid of both go to --output-dir.
+Every seed is one z, drawn for itself: a picture depends on its label map and its seed (and with IIDM its reference),
+not on the batch or the order. Pictures, the coloured label maps and a grid of both go to --output-dir.
 """
 import argparse
 import sys
@@ -17,23 +18,35 @@ from PIL import Image
 from tqdm import tqdm
 
 from baselines import dpgan, iidm, oasis
-from data import (DATASETS, INSTANCE_RULES, InputError, classes_of_values, colour_labels, instance_ids, nearest,
-                  offset_maps, open_dataset, parse_size, read_instances, read_labels)
+from data import (DATASETS, IMAGE_ENDINGS, INSTANCE_RULES, InputError, classes_of_values, colour_labels, instance_ids,
+                  listed, nearest, offset_maps, open_dataset, open_picture, parse_size, read_instances, read_labels)
 from generator import Generator, to_pixels, z_of_seed
 
 GENERATORS = {"dp-sims": Generator, "oasis": oasis.Generator, "dpgan": dpgan.Generator, "iidm": iidm.IIDM}
 GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
 
 
-def load_generator(path, device="cpu"):
-    """-> (generator in eval mode, checkpoint dict) of an EMA file that train.py wrote. Raises InputError."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        G = GENERATORS[checkpoint.get("architecture", "dp-sims")](**checkpoint["generator"])
-        G.load_state_dict(checkpoint["ema"])
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise InputError(f"{path}: not an EMA file of train.py ({type(error).__name__}); give one of the "
-                         f"ema_*.pt of a run folder") from None
+def load_generator(path, device="cpu", ensemble=None):
+    """-> (generator in eval mode, checkpoint dict) of an EMA file that train.py wrote. Raises InputError.
+
+    ensemble: a second file of the same IIDM run, to average with (IIDM Eq. 7).
+    """
+    files = [path] if ensemble is None else [path, ensemble]
+    states = []
+    for file in files:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            G = GENERATORS[checkpoint.get("architecture", "dp-sims")](**checkpoint["generator"])
+            G.load_state_dict(checkpoint["ema"])
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            raise InputError(f"{file}: not an EMA file of train.py ({type(error).__name__}); give one of the "
+                             f"ema_*.pt of a run folder") from None
+        states.append(checkpoint["ema"])
+    if ensemble is not None:
+        try:
+            G.load_state_dict(iidm.average(*states))
+        except ValueError as error:
+            raise InputError(f"{path} and --ensemble {ensemble} are {error}; give two ema_*.pt of one run folder") from None
     return G.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), checkpoint
 
 
@@ -51,6 +64,14 @@ def generate(G, label_map, offsets, z, device, amp=False):
     return to_pixels(image)
 
 
+def generate_iidm(G, label_map, references, seeds, inference, device, amp=False, show=False):
+    """label_map (B, H, W) integers, references (B, 3, H, W) or None, seeds [B] -> (B, H, W, 3) uint8 array."""
+    references = None if references is None else references.to(device)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
+        image = iidm.generate(G, label_map.to(device).long(), references, seeds, inference, show)
+    return to_pixels(image)
+
+
 def parse_seeds(text):
     """"0-3,7" -> [0, 1, 2, 3, 7]."""
     seeds = []
@@ -64,7 +85,7 @@ def parse_seeds(text):
 
 def read_maps(args, checkpoint, size):
     """The label maps asked for, one by one: (name, label_map (H, W), offsets (2, H, W) or None) tensors."""
-    offset_channels = checkpoint["generator"]["offset_channels"]
+    offset_channels = checkpoint["generator"].get("offset_channels", 0)
     if args.dataset:
         dataset = open_dataset(args.dataset, args.data_path, args.split, size, instances=offset_channels > 0)
         if list(dataset.classes) != checkpoint["classes"] or 2 * dataset.has_instances != offset_channels:
@@ -105,6 +126,75 @@ def read_maps(args, checkpoint, size):
         yield file.stem, label_map, offsets
 
 
+def read_reference(file, size):
+    """A style reference at `size` (H, W): (3, H, W) in [-1, 1]. Says where that changes the picture. Raises InputError."""
+    image, (H, W) = open_picture(file), size
+    if image.mode[0] in "IF":
+        raise InputError(f"{file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
+    if image.mode in ("1", "L", "LA"):
+        print(f"{file} is greyscale: a style without colours, which the pictures will follow")
+    image = image.convert("RGB")
+    if image.size != (W, H):
+        print(f"{file} is {image.height}x{image.width} (height x width), the pictures here {H}x{W}: resized, bicubic")
+        image = image.resize((W, H), Image.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1             # (3, H, W)
+
+
+def open_references(reference, dataset, data_path, size):
+    """--reference -> {its name: read(name of a label map, seed) -> (3, H, W) in [-1, 1]}. Raises InputError.
+
+    reference: ["train"], a folder with a picture of each map's name, or files, each of them for every map.
+    """
+    if not reference:
+        raise InputError("IIDM starts from a style reference: give --reference with an image, a folder or train; or "
+                         "--from-noise for the plain diffusion model")
+    if reference == ["train"]:
+        if dataset is None:
+            raise InputError("--reference train needs --dataset; give an image or a folder of them")
+        training = open_dataset(dataset, data_path, "train", size, instances=False)
+
+        def of_training(name, seed):
+            # PAPER: each test map has a reference from the training set, given by the challenge. / HERE: drawn at
+            # random, from the map's name and the seed. / WHY: no dataset but the challenge's has such pairs.
+            draw = np.random.default_rng((seed, *name.encode()))
+            return training[int(draw.integers(len(training)))]["image"].float() / 127.5 - 1          # (3, H, W)
+        return {"": of_training}
+    files = [Path(file) for file in reference]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"--reference {file}: not there; expected an image, a folder of them, or train")
+    if len(files) == 1 and files[0].is_dir():
+        found = listed(files[0], IMAGE_ENDINGS)
+
+        def of_name(name, seed):
+            if name not in found:
+                raise InputError(f"--reference {files[0]}: no picture named {name}, as a label map is; to draw every map in the "
+                                 f"style of some pictures, give the files")
+            return read_reference(found[name], size)
+        return {"": of_name}
+    return {file.stem + "_": lambda name, seed, image=read_reference(file, size): image for file in files}
+
+
+def check_inference(args, checkpoint):
+    """-> iidm.Inference of the options, or None for a GAN. Raises InputError for options that do not fit the checkpoint."""
+    if checkpoint.get("architecture") != "iidm":
+        given = [name for name in ("reference", "start", "rounds", "colour_transfer", "from_noise", "ddim_steps", "guidance",
+                                   "ensemble") if getattr(args, name)]
+        if given:
+            raise InputError(f"--{given[0].replace('_', '-')} is for checkpoints of --model iidm; {args.checkpoint} is not one")
+        return None
+    try:
+        inference = iidm.inference_of(args)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if inference.guidance != 1 and not checkpoint["mask_dropout"]:
+        raise InputError(f"--guidance {inference.guidance:g}: {args.checkpoint} was never shown a picture without its label "
+                         f"map; train with --mask-dropout 0.2")
+    if inference.from_noise and args.reference:
+        raise InputError("--from-noise takes no --reference; leave one of them out")
+    return inference
+
+
 def main():
     parser = argparse.ArgumentParser(description="Pictures from label maps.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -118,12 +208,16 @@ def main():
     parser.add_argument("--seeds", type=parse_seeds, default="0", help="one picture per map and seed: 0-7, or 0,3,5")
     parser.add_argument("--interpolate", type=int, default=0, metavar="N",
                         help="N pictures from the first seed to the second, and a GIF of them")
+    parser.add_argument("--reference", nargs="+", metavar="IMAGE_OR_FOLDER", help="for IIDM, the style: an image or several, "
+                        "each for every label map; a folder with one image of each map's name; or train, training "
+                        "pictures of --dataset at random")
     parser.add_argument("--image-size", type=parse_size, help="height x width to generate; default: as trained")
     parser.add_argument("--output-dir", type=Path, default="samples")
     parser.add_argument("--force", action="store_true", help="overwrite pictures of an earlier call")
     parser.add_argument("--batch-size", type=int, default=16, help="lower it if memory runs out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
+    iidm.add_inference_options(parser)
     args = parser.parse_args()
     if bool(args.labels) == bool(args.dataset):
         raise InputError("give either --labels PNG_OR_FOLDER or --dataset NAME")
@@ -136,7 +230,10 @@ def main():
     if args.labels and not args.labels.exists():
         raise InputError(f"{args.labels}: not there; expected a label map (PNG) or a folder of them")
 
-    G, checkpoint = load_generator(args.checkpoint, args.device)
+    G, checkpoint = load_generator(args.checkpoint, args.device, args.ensemble)
+    inference = check_inference(args, checkpoint)
+    if args.interpolate and inference is not None:
+        raise InputError("--interpolate goes between two z of a GAN; IIDM has none")
     size = args.image_size or tuple(checkpoint["image_size"])
     if size[0] % G.downsampling or size[1] % G.downsampling:
         raise InputError(f"--image-size {size[0]}x{size[1]}: both sides must be divisible by {G.downsampling}")
@@ -144,8 +241,11 @@ def main():
         ends = [z_of_seed(seed, G.z_dim) for seed in args.seeds]
         a, b = args.seeds
         z = {f"mix{a:03d}-{b:03d}_{i:03d}": mix(*ends, i / (args.interpolate - 1)) for i in range(args.interpolate)}
-    else:
+    elif inference is None:
         z = {f"seed{seed:03d}": z_of_seed(seed, G.z_dim) for seed in args.seeds}
+    else:
+        references = {"": None} if inference.from_noise else open_references(args.reference, args.dataset, args.data_path, size)
+        z = {f"{title}seed{seed:03d}": (read, seed) for title, read in references.items() for seed in args.seeds}
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,11 +259,21 @@ def main():
         if not args.force and any(f.exists() for f in files):
             raise InputError(f"{next(f for f in files if f.exists())} is there already; choose another --output-dir, "
                              f"or --force to overwrite")
-        pictures = []
-        for noise in torch.stack(list(z.values())).split(args.batch_size):
-            n = len(noise)
-            pictures += list(generate(G, label_map.expand(n, -1, -1), None if offsets is None else
-                                      offsets.expand(n, -1, -1, -1), noise, args.device, args.amp == "bf16"))
+        pictures, shown = [], []
+        for first in range(0, len(z), args.batch_size):
+            some = list(z.values())[first:first + args.batch_size]
+            n = len(some)
+            if inference is None:
+                made = generate(G, label_map.expand(n, -1, -1), None if offsets is None else offsets.expand(n, -1, -1, -1),
+                                torch.stack(some), args.device, args.amp == "bf16")
+                shown += list(made)
+            else:
+                styles = None if inference.from_noise else torch.stack([read(name, seed) for read, seed in some])
+                made = generate_iidm(G, label_map.expand(n, -1, -1), styles, [seed for _, seed in some], inference,
+                                     args.device, args.amp == "bf16", show=True)
+                for style, picture in zip(made if styles is None else to_pixels(styles), made):
+                    shown += [picture] if styles is None else [style, picture]
+            pictures += list(made)
         coloured = colour_labels(label_map, np.array(checkpoint["palette"], np.uint8))
         Image.fromarray(coloured).save(args.output_dir / f"{name}_labels.png")
         for file, picture in zip(files, pictures):
@@ -172,7 +282,7 @@ def main():
             frames = [Image.fromarray(p) for p in pictures + pictures[-2:0:-1]]  # there and back
             frames[0].save(args.output_dir / f"{name}_mix.gif", save_all=True, append_images=frames[1:], duration=80, loop=0)
         if len(grid) < GRID_ROWS:
-            grid.append(np.concatenate([coloured, *pictures], axis=1))
+            grid.append(np.concatenate([coloured, *shown], axis=1))  # with IIDM each reference before its picture
     zoom = max(1, round(128 / size[0]))  # small pictures are hard to look at
     grid = Image.fromarray(np.concatenate(grid))
     grid.resize((grid.width * zoom, grid.height * zoom), Image.NEAREST).save(args.output_dir / "grid.png")
