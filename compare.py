@@ -3,13 +3,15 @@
     python compare.py --rows table6-dp-sims,table3-random,table9-oasis --seeds 0-2 --steps 500
     python compare.py                                   all rows of the toy comparison in RESULTS.md
 
+    python compare.py --rows iidm-table2-dm,iidm-table2-i2i,iidm-table2-rf,iidm-table2-ct,iidm-table2-me --steps 7000 --batch-size 8
+
 Every row is trained by train.py --row and scored by evaluate.py, with the same steps, batch size and seeds, by the
-same segmenter. Run the same command again to go on; add rows or seeds and only what is missing is run. --jobs runs
+same segmenter. The rows of IIDM's Table 2 are five ways to sample from one training. Run the same command again to go on; add rows or seeds and only what is missing is run. --jobs runs
 so many at a time, over the CPU cores or the GPUs there are. The output folder holds
 
     comparison.json, comparison.md   mean and spread over the seeds, row by row
     comparison.png                   label map and real picture, then one row of pictures for each row of the table
-    ROW/seedS/                       the run folders, each with its eval/
+    ROW/seedS/                       the run folders, each with its eval/ (IIDM's run: iidm/seedS)
 """
 import argparse
 import json
@@ -19,15 +21,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from baselines import iidm
 from data import DATASETS, InputError, colour_labels, open_dataset
 from evaluate import draw_eval_page
-from sample import load_generator, parse_seeds
+from generator import to_pixels
+from sample import load_generator, open_references, parse_seeds
 from train import ROWS, read_lines_of
 
 HERE = Path(__file__).resolve().parent
@@ -35,14 +40,15 @@ TOY_ROWS = ("table6-dp-sims", "table3-random", "table5-none", "table5-ccm-csm", 
             "table5-no-bn", "table6-no-contrastive", "table6-no-cross-attention", "table8-weighted-ce", "table8-focal",
             "table9-oasis", "dpgan-table4a-dpgan-dpgan")
 SCORES = (("mIoU", "{:.3f}"), ("of real", "{:.1%}"), ("pixel accuracy", "{:.3f}"), ("diversity", "{:.3f}"),
-          ("distance", "{:.1f}"), ("seconds a step", "{:.3f}"))
+          ("distance", "{:.1f}"), ("S", "{:.1f}"), ("S to others", "{:.1f}"), ("T", "{:.1f}"), ("seconds a step", "{:.3f}"))
 PAGE_MAPS = 8
 
 
 def parse_options(argv):
     parser = argparse.ArgumentParser(description="Train and score rows of the papers' tables side by side. Run the same "
                                      "command again to go on.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rows", default=",".join(TOY_ROWS), help="names of train.py --row, with commas")
+    parser.add_argument("--rows", default=",".join(TOY_ROWS), help=f"names of train.py --row, or {', '.join(iidm.TABLE_2)}, "
+                        "with commas")
     parser.add_argument("--seeds", type=parse_seeds, default="0-2", help="such as 0-2 or 0,5")
     parser.add_argument("--steps", type=int, default=500, help="of every run")
     parser.add_argument("--batch-size", type=int, default=4, help="of every run, over all its ranks")
@@ -59,9 +65,9 @@ def parse_options(argv):
     parser.add_argument("--output-dir", type=Path, default=Path("runs/compare"))
     args = parser.parse_args(argv)
     args.rows = args.rows.split(",")
-    unknown = [row for row in args.rows if row not in ROWS]
+    unknown = [row for row in args.rows if row not in (*ROWS, *iidm.TABLE_2)]
     if unknown:
-        raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join(ROWS)}")
+        raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join((*ROWS, *iidm.TABLE_2))}")
     for name, low in (("steps", 1), ("batch_size", 1), ("samples", 2), ("jobs", 1)):
         if getattr(args, name) < low:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} or more")
@@ -75,18 +81,29 @@ def data_flags(args):
 
 
 def commands_of(args, row, seed):
-    """-> (run folder, the train.py command, the evaluate.py command) of one run."""
-    run = args.output_dir / row / f"seed{seed}"
-    decay = [str(int(0.6 * args.steps)), str(args.steps)] if args.preset == "toy" and args.steps > 1 else ["0", "0"]
-    weights = ["--backbone-weights", str(backbone_file(args))] if shares_backbone(args, row) else []
-    train = [str(HERE / "train.py"), *data_flags(args), "--preset", args.preset, "--row", row, "--seed", str(seed), "--steps",
+    """-> (run folder, folder of the scores, the train.py command, the evaluate.py command) of one run."""
+    of_iidm = row in iidm.TABLE_2
+    run, scores = args.output_dir / ("iidm" if of_iidm else row) / f"seed{seed}", args.output_dir / row / f"seed{seed}" / "eval"
+    first = round(2 / 7 * args.steps) if of_iidm else 0  # for the autoencoder, as in the toy preset
+    decay = [str(first + int(0.6 * (args.steps - first))), str(args.steps)] if args.preset == "toy" and args.steps > 1 else ["0", "0"]
+    if of_iidm:
+        chosen = ["--model", "iidm", "--autoencoder-steps", str(first), "--ema-every", str(max(1, args.steps // 7))]
+    else:
+        chosen = ["--row", row] + (["--backbone-weights", str(backbone_file(args))] if shares_backbone(args, row) else [])
+    train = [str(HERE / "train.py"), *data_flags(args), "--preset", args.preset, *chosen, "--seed", str(seed), "--steps",
              str(args.steps), "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay, "--picture-every", "0",
-             *weights, *args.options.split(), "--output-dir", str(run)]
+             *args.options.split(), "--output-dir", str(run)]
     evaluate = [str(HERE / "evaluate.py"), "--checkpoint", str(run / f"ema_{args.steps:07d}.pt"), *data_flags(args),
-                "--metrics", "fid,miou,diversity", "--samples", str(args.samples), "--inception-weights", args.inception_weights,
-                "--alexnet-weights", "none", "--lpips-weights", "none", *args.evaluate_options.split(),
-                "--output-dir", str(run / "eval"), "--cache-dir", str(args.output_dir / "eval_cache")]
-    return run, train, evaluate
+                "--inception-weights", args.inception_weights, "--alexnet-weights", "none", "--lpips-weights", "none",
+                *args.evaluate_options.split(), "--output-dir", str(scores), "--cache-dir", str(args.output_dir / "eval_cache")]
+    if not of_iidm:
+        return run, scores, train, [*evaluate, "--metrics", "fid,miou,diversity", "--samples", str(args.samples)]
+    options = iidm.TABLE_2[row].split()
+    if "--ensemble" in options:
+        # PAPER: the two checkpoints of the best FID. / HERE: the last two. / WHY: FID at every checkpoint would cost
+        # as much as all the rest, and at toy size says nothing.
+        options.append(str(run / f"ema_{args.steps - max(1, args.steps // 7):07d}.pt"))
+    return run, scores, train, [*evaluate, "--metrics", "fid,miou,iidm", *options]
 
 
 def backbone_file(args):
@@ -95,7 +112,7 @@ def backbone_file(args):
 
 def shares_backbone(args, row):
     """Whether a row's discriminator has the toy preset's own backbone, which is then pre-trained once for all."""
-    return args.preset == "toy" and not {"backbone", "backbone_weights"} & ROWS[row].keys()
+    return row in ROWS and args.preset == "toy" and not {"backbone", "backbone_weights"} & ROWS[row].keys()
 
 
 def call(command, log, slot, jobs):
@@ -114,19 +131,22 @@ def call(command, log, slot, jobs):
                          f"{log}); put it right and run this command again")
 
 
-def run_one(args, row, seed, slot, jobs):
-    """Train and score one run, unless that was done. Raises InputError where a command fails."""
-    run, train, evaluate = commands_of(args, row, seed)
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / f"ema_{args.steps:07d}.pt").is_file():
-        call(train, run / "train.log", slot, jobs)
-    if not scored(args, run):
-        call(evaluate, run / "evaluate.log", slot, jobs)
+def run_one(args, row, seed, slot, jobs, training):
+    """Train and score one run, unless that was done. training: a lock for each run folder, which rows of IIDM share.
+    Raises InputError where a command fails."""
+    run, scores, train, evaluate = commands_of(args, row, seed)
+    for folder in (run, scores.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with training[run]:
+        if not (run / f"ema_{args.steps:07d}.pt").is_file():
+            call(train, run / "train.log", slot, jobs)
+    if not scored(args, scores):
+        call(evaluate, scores.parent / "evaluate.log", slot, jobs)
 
 
-def scored(args, run):
+def scored(args, scores):
     """The eval.json of a run's last step, or None where it was not scored yet."""
-    file = run / "eval" / "eval.json"
+    file = scores / "eval.json"
     if not file.is_file():
         return None
     found = json.loads(file.read_text())
@@ -135,20 +155,27 @@ def scored(args, run):
 
 def scores_of(args, row, seed):
     """{column: number} of one run."""
-    run = commands_of(args, row, seed)[0]
-    scores = scored(args, run)["scores"]
+    run, folder, _, _ = commands_of(args, row, seed)
+    scores = scored(args, folder)["scores"]
     seconds = [line["seconds_per_step"] for line in read_lines_of(run / "metrics.jsonl")]
-    return {"mIoU": scores["miou"]["generated"]["mIoU"], "of real": scores["miou"]["ratio"],
-            "pixel accuracy": scores["miou"]["generated"]["pixel_accuracy"], "diversity": scores["diversity"]["pixels"],
-            "distance": scores["fid"]["value"], "seconds a step": float(np.median(seconds))}
+    found = {"mIoU": scores["miou"]["generated"]["mIoU"], "of real": scores["miou"]["ratio"],
+             "pixel accuracy": scores["miou"]["generated"]["pixel_accuracy"], "distance": scores["fid"]["value"],
+             "seconds a step": float(np.median(seconds))}
+    if row in iidm.TABLE_2:
+        return {**found, "S": scores["iidm"]["S"], "S to others": scores["iidm"]["S_other"], "T": scores["iidm"]["T"]}
+    return {**found, "diversity": scores["diversity"]["pixels"]}
 
 
 def as_table(args, found):
     """{row: [scores of each seed]} -> a markdown table: mean +- standard deviation over the seeds."""
-    lines = ["| row | " + " | ".join(name for name, _ in SCORES) + " |", "|---" * (len(SCORES) + 1) + "|"]
+    columns = [(name, form) for name, form in SCORES if any(name in of_seeds[0] for of_seeds in found.values())]
+    lines = ["| row | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for row, of_seeds in found.items():
         cells = []
-        for name, form in SCORES:
+        for name, form in columns:
+            if name not in of_seeds[0]:
+                cells.append("-")
+                continue
             values = np.array([scores[name] for scores in of_seeds])
             cells.append(form.format(values.mean()) + (
                 " +- " + form.format(values.std(ddof=1)) if len(values) > 1 and name != "seconds a step" else ""))
@@ -158,16 +185,19 @@ def as_table(args, found):
 
 def draw_comparison(args, file):
     """A row of label maps spread over the validation set, a row of real pictures, one of seed 0 for each row."""
-    run = commands_of(args, args.rows[0], args.seeds[0])[0]
+    run, scores, _, _ = commands_of(args, args.rows[0], args.seeds[0])
     _, checkpoint = load_generator(run / f"ema_{args.steps:07d}.pt")
     dataset = open_dataset(args.dataset, args.data_path, "val", tuple(checkpoint["image_size"]))
-    count = scored(args, run)["maps"]
+    count = scored(args, scores)["maps"]
     maps = [i * count // PAGE_MAPS for i in range(min(PAGE_MAPS, count))]
     samples = [dataset[i] for i in maps]
     rows = [("label map", [colour_labels(s["label_map"], np.asarray(dataset.palette)) for s in samples]),
             ("real", [s["image"].permute(1, 2, 0).numpy() for s in samples])]
+    if any(row in iidm.TABLE_2 for row in args.rows):
+        style = open_references(["train"], args.dataset, args.data_path, dataset.image_size)[""]
+        rows.append(("reference", list(to_pixels(torch.stack([style(dataset.names[i], 0) for i in maps])))))
     for row in args.rows:
-        folder = commands_of(args, row, args.seeds[0])[0] / "eval" / "pictures" / "seed000"
+        folder = commands_of(args, row, args.seeds[0])[1] / "pictures" / "seed000"
         rows.append((row, [np.asarray(Image.open(folder / f"{dataset.names[i]}.png")) for i in maps]))
     draw_eval_page(rows, file, titles=[], height=128)
 
@@ -180,7 +210,8 @@ def main(args):
               str(backbone_file(args)), "--output-dir", str(args.output_dir / "pretraining")],
              args.output_dir / "pretraining.log", 0, 1)
     progress = tqdm(total=len(runs), desc="runs", dynamic_ncols=True)
-    run_one(args, *runs[0], 0, 1)  # alone: it trains the segmenter that all share
+    training = {commands_of(args, *run)[0]: Lock() for run in runs}
+    run_one(args, *runs[0], 0, 1, training)  # alone: it trains the segmenter that all share
     progress.update()
     slots = Queue()
     for slot in range(args.jobs):
@@ -189,7 +220,7 @@ def main(args):
     def work(run):
         slot = slots.get()
         try:
-            run_one(args, *run, slot, args.jobs)
+            run_one(args, *run, slot, args.jobs, training)
         finally:
             slots.put(slot)
         progress.update()
@@ -197,7 +228,7 @@ def main(args):
         list(pool.map(work, runs[1:]))
     progress.close()
     found = {row: [scores_of(args, row, seed) for seed in args.seeds] for row in args.rows}
-    real = scored(args, commands_of(args, *runs[0])[0])["scores"]["miou"]["real"]
+    real = scored(args, commands_of(args, *runs[0])[1])["scores"]["miou"]["real"]
     (args.output_dir / "comparison.json").write_text(json.dumps(
         {"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds, "options": args.options, "real": real,
          "rows": found}, indent=1))

@@ -3,6 +3,7 @@
     python evaluate.py --checkpoint runs/toy/ema_0002000.pt
     python evaluate.py --checkpoint EMA --data-path DIR --segmenter hf:facebook/mask2former-swin-large-ade-semantic
     python evaluate.py --fake DIR --dataset folder --data-path DIR     pictures of anyone's model, NAME as the label map
+    python evaluate.py --checkpoint IIDM_EMA --reference train         a diffusion model, in the style of references
     python evaluate.py --fake DIR --real DIR                           two folders of pictures, FID alone
     torchrun --nproc_per_node 8 evaluate.py --checkpoint EMA ...       the same numbers, sooner
 
@@ -11,7 +12,7 @@
     miou        a segmenter's IoU with the label maps, beside the same on the real pictures           1, 2, 3
     diversity   LPIPS between pictures of one map, and the difference of their pixels                      9
     latency     one picture, 50 runs; pictures a second, memory, parameters, operations                    4
-    iidm        mask accuracy M, style similarity S, total T                                 IIDM's Table 1
+    iidm        mask accuracy M, style similarity S, total T                            IIDM's Table 1, 2
 
     shapes: B batch, H x W picture, C classes of the dataset, K classes that are scored, D features (2048)
     pictures are (B, H, W, 3) uint8 arrays outside the networks and (B, 3, H, W) uint8 tensors on their way in
@@ -46,10 +47,11 @@ from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.segmentation import LRASPP
 from tqdm import tqdm
 
+from baselines import iidm
 from data import (DATASETS, IMAGE_ENDINGS, InputError, colour_labels, listed, open_dataset, open_picture, parse_size,
                   toy_scene)
-from generator import z_of_seed
-from sample import generate, load_generator
+from generator import to_pixels, z_of_seed
+from sample import check_inference, generate, generate_iidm, load_generator, open_references
 from train import leave_ranks, peak_memory, rank_0_first, save_atomically, setup_distributed
 
 METRICS = ("fid", "miou", "diversity", "latency", "iidm")
@@ -57,12 +59,14 @@ METRICS = ("fid", "miou", "diversity", "latency", "iidm")
 # WHY: any batch, rank or restart draws the same. TRAP: torch keeps 32 bits of a seed, so a shift by 2^32 does nothing.
 SEED_STRIDE, MOST_SEEDS = 1_000_003, 4000
 PAGE_ROWS, PAGE_SEEDS = 4, 4         # best maps and as many worst ones; pictures of each
+PAGE_TITLES = ("label map", "real", *(f"seed {s}" for s in range(PAGE_SEEDS)))
 INCEPTION_URL = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                  "pt_inception-2015-12-05-6726825d.pth")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 ALEXNET_URL = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
 LPIPS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth"
 LATENCY_RUNS, LATENCY_WARM_UP = 50, 5     # Table 4: "averaged over 50 different runs"
+DENOISING_RUNS = 5                        # of IIDM, whose pictures take hundreds of passes, and in turn with a GAN's
 CALIBRATION_SCENES = 32                   # of --inception-weights random
 SEGMENTER_STEPS, SEGMENTER_BATCH, SEGMENTER_LR, SEGMENTER_SAMPLES = 1200, 8, 1e-2, 2000  # --segmenter train
 
@@ -198,9 +202,9 @@ def claim_pictures(folder, manifest, force):
         raise InputError(f"{folder}: cannot be used for the pictures ({error}); choose another --output-dir") from None
 
 
-def write_pictures(G, dataset, folder, seeds, count, batch_size, device, amp, rank, world, only=None):
+def write_pictures(draw, dataset, folder, seeds, count, batch_size, rank, world, only=None):
     """Pictures of the first `count` maps (or of the batches with the maps `only`) under each seed, where they are not
-    there yet: folder/seedNNN/NAME.png."""
+    there yet: folder/seedNNN/NAME.png. draw(batch, its samples, seed): the pictures of a batch."""
     for seed in seeds:
         (folder / f"seed{seed:03d}").mkdir(parents=True, exist_ok=True)
     # dealt before looking what is there: another rank may be writing already
@@ -209,14 +213,13 @@ def write_pictures(G, dataset, folder, seeds, count, batch_size, device, amp, ra
               and not all(file_of(folder, seed, dataset.names[i]).is_file() for i in batch for seed in seeds)]
     with ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
         for batch, samples in read_ahead(dataset.__getitem__, shares, "pictures", rank == 0):
-            label_map, offsets = conditions(samples)
             writing = []
             for seed in seeds:
                 files = [file_of(folder, seed, dataset.names[i]) for i in batch]
                 if all(file.is_file() for file in files):
                     continue
                 # TRAP: the whole batch again though one picture is missing: a smaller batch rounds otherwise
-                pictures = generate(G, label_map, offsets, noise(batch, seed, G.z_dim), device, amp)  # (B, H, W, 3)
+                pictures = draw(batch, samples, seed)                                         # (B, H, W, 3)
                 writing += [pool.submit(save_picture, picture, file) for picture, file in zip(pictures, files)
                             if not file.is_file()]
             for written in writing:
@@ -921,6 +924,36 @@ def measure_latency(G, sample, device, compiled, show):
     return found
 
 
+@torch.no_grad()
+def measure_denoising(G, sample, style, device, against, show):
+    """Seconds for one picture of IIDM by Eq. 5 and DDIM, and of a GAN in turn with it, float32 (Table 4).
+
+    style (3, H, W) in [-1, 1]. against: a generator, or None. -> [{"what", "passes" of the U-Net, "seconds",
+    "deviation", "ratio" to the GAN or None}, ...].
+    """
+    T, label_map = iidm.START, sample["label_map"][None].to(device).long()
+    styles, runs = style[None].to(device), {}
+    for what, passes, inference in (("Eq. 5 from noise", iidm.STEPS, iidm.Inference(from_noise=True)),
+                                    (f"Eq. 5 from T = {T}", T, iidm.Inference(start=(T,))),
+                                    (f"DDIM from T = {T}", 50, iidm.Inference(start=(T,), ddim_steps=50)),
+                                    (f"DDIM from T = {T}", 25, iidm.Inference(start=(T,), ddim_steps=25))):
+        runs[what, passes] = lambda inference=inference: iidm.generate(G, label_map, styles, [0], inference)
+    if against is not None:
+        offsets = sample["offsets"][None].to(device) if against.offset_channels else None
+        z = noise([0], 0, against.z_dim).to(device)
+        runs["GAN", 1] = lambda: against(label_map, z, offsets)
+        for _ in range(LATENCY_WARM_UP):
+            runs["GAN", 1]()
+    iidm.generate(G, label_map, styles, [0], iidm.Inference(start=(1,)))
+    times = {key: [] for key in runs}
+    for _ in tqdm(range(DENOISING_RUNS), desc="latency", disable=None if show else True):
+        for key, run in runs.items():
+            times[key] += [seconds_of(run, device) for _ in range(LATENCY_RUNS // DENOISING_RUNS if key[0] == "GAN" else 1)]
+    gan = None if against is None else float(np.mean(times["GAN", 1]))
+    return [{"what": what, "passes": passes, "seconds": float(np.mean(of_one)), "deviation": float(np.std(of_one)),
+             "ratio": gan and float(np.mean(of_one)) / gan} for (what, passes), of_one in times.items()]
+
+
 def best_throughput(runner, G, precision, device):
     """-> {"precision", "batch_size", "pictures_per_second"}: the best of the batch sizes 1, 2, 4, ..., eager. Ends
     after two doublings without 2 % of gain, where memory ends, or where a batch takes 20 s."""
@@ -946,7 +979,7 @@ def best_throughput(runner, G, precision, device):
 
 # ------------------------------------------------------------------------------------------------- output
 
-def draw_eval_page(rows, path, titles=("label map", "real", *(f"seed {s}" for s in range(PAGE_SEEDS))), height=192):
+def draw_eval_page(rows, path, titles, height=192):
     """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption; small pictures enlarged to
     about `height`. titles: of the columns."""
     H, W = rows[0][1][0].shape[:2]
@@ -993,6 +1026,10 @@ def as_table(scores):
             line("LPIPS diversity", "not run" if score["LPIPS"] is None else f"{score['LPIPS']:.4f}",
                  score.get("LPIPS_not_run", ""))
             line("pixel diversity", f"{score['pixels']:.4f}", f"{score['samples']} pictures a map, pixels in [0, 1]")
+        elif name == "latency" and "denoising" in score:
+            for row in score["denoising"]:
+                line(f"one picture, {row['what']}, {row['passes']} passes", f"{row['seconds']:.4f} s", f"+- {row['deviation']:.4f} s"
+                     + (f", {row['ratio']:.1f} x the GAN" if row["ratio"] else ""))
         elif name == "latency":
             for row in score["one picture"]:
                 line(f"one picture, {row['precision']} {row['mode']}",
@@ -1005,8 +1042,12 @@ def as_table(scores):
             line("GFLOP a picture", f"{score['flops'] / 1e9:.3f}", "a multiply-add is two")
             line("peak memory", f"{score['memory_gib']:.2f} GiB", score["memory_of"])
         elif name == "iidm":
-            for key, value, note in (("M", score["M"], "mask accuracy, %"), ("S", score["S"], "style similarity, %"),
+            for key, value, note in (("M", score["M"], "mask accuracy, %"),
+                                     ("S", score["S"], f"style similarity to {score['style']}, %"),
+                                     ("S to others", score["S_other"], "to the reference of another map, %"),
                                      ("A", score["A"], "aesthetic score, %"), ("T", score["T"], "total (IIDM Eq. 8)")):
+                if key == "S to others" and value is None:
+                    continue
                 line(f"IIDM {key}", "not run" if value is None else f"{value:.2f}", note + score["notes"].get(key, ""))
     return "\n".join(lines)
 
@@ -1028,6 +1069,9 @@ def parse_options(argv):
     group.add_argument("--fake", type=Path, metavar="DIR", help="instead: a folder of generated pictures; for mIoU "
                        "with --dataset and --data-path, named as its label maps")
     group.add_argument("--real", type=Path, metavar="DIR", help="with --fake: a folder of real pictures, not --dataset")
+    group.add_argument("--reference", nargs="+", metavar="IMAGE_OR_FOLDER", help="style references of IIDM, and of its S: "
+                       "train, training pictures at random; one image; or a folder with an image of each map's name; "
+                       "default with an IIDM checkpoint: train")
     group.add_argument("--dataset", choices=DATASETS, help="default: what the checkpoint was trained on")
     group.add_argument("--data-path", help="folder of the dataset; not needed for toy")
     group.add_argument("--split", choices=("train", "val"), default="val")
@@ -1036,7 +1080,7 @@ def parse_options(argv):
                        "pictures of --fake, to which real ones are then resized")
     group = parser.add_argument_group("scores")
     group.add_argument("--metrics", help=f"some of {','.join(METRICS)}; default: fid,miou,diversity,latency, or what "
-                       "--fake allows of them")
+                       "--fake allows of them; for IIDM fid,miou,iidm")
     group.add_argument("--inception-weights", help="download (the weights of 2015-12-05, which alone give FID), a FILE "
                        "of them, torchvision, or random; default: download, random for toy")
     group.add_argument("--segmenter", default="train", help="train (a small one on the dataset's real training "
@@ -1054,6 +1098,9 @@ def parse_options(argv):
                        "elsewhere, for IIDM's total")
     group.add_argument("--latency-modes", choices=("both", "eager"), default="both",
                        help="both: eager and torch.compile; eager is sooner done")
+    group.add_argument("--latency-against", type=Path, metavar="EMA_FILE", help="with an IIDM checkpoint: a GAN's, timed in "
+                       "turn with it")
+    iidm.add_inference_options(parser)
     group = parser.add_argument_group("machine and output")
     group.add_argument("--output-dir", type=Path, help="default: eval_STEP beside the checkpoint, or eval")
     group.add_argument("--cache-dir", type=Path, help="statistics of real pictures and trained segmenters; default: "
@@ -1068,6 +1115,13 @@ def parse_options(argv):
     if args.fake and not args.real and not args.dataset or args.real and (args.dataset or not args.fake):
         raise InputError("--fake DIR needs either --real DIR or --dataset NAME, and --real DIR needs --fake DIR alone")
     possible = METRICS if args.checkpoint else ("fid", "miou", "iidm") if args.dataset else ("fid",)
+    if args.fake and (args.real and args.reference or any((args.start, args.rounds, args.colour_transfer, args.from_noise,
+                                                            args.ddim_steps, args.guidance, args.ensemble))):
+        raise InputError("with --fake DIR the pictures are there already: of IIDM's options --reference alone has a meaning, "
+                         "and that with --dataset")
+    if args.latency_against and not args.checkpoint:
+        raise InputError("--latency-against needs --checkpoint with an IIDM checkpoint")
+    args.default_metrics = args.metrics is None
     asked = (args.metrics or ",".join(m for m in METRICS[:4] if m in possible)).split(",")
     strange = [m for m in asked if m not in possible]
     if strange:
@@ -1081,7 +1135,8 @@ def parse_options(argv):
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {low} to {high}")
     if args.aesthetic is not None and not 0 <= args.aesthetic <= 100:
         raise InputError(f"--aesthetic {args.aesthetic}: expected per cent, 0 to 100")
-    for flag, file in (("--checkpoint", args.checkpoint), ("--segmenter-labels", args.segmenter_labels)):
+    for flag, file in (("--checkpoint", args.checkpoint), ("--segmenter-labels", args.segmenter_labels),
+                       ("--ensemble", args.ensemble), ("--latency-against", args.latency_against)):
         if file is not None and not file.is_file():
             raise InputError(f"{flag} {file}: not there")
     if args.output_dir is None:
@@ -1095,9 +1150,13 @@ def open_what_is_scored(args, device):
     """-> (generator or None, dataset or None, {"names", "size", "count", "fake": read(i), "real": read(i), ...}).
 
     Raises InputError where checkpoint, dataset and pictures do not fit together."""
-    G = checkpoint = None
+    G = checkpoint = inference = None
     if args.checkpoint:
-        G, checkpoint = load_generator(args.checkpoint, device)
+        G, checkpoint = load_generator(args.checkpoint, device, args.ensemble)
+        inference = check_inference(args, checkpoint)
+        if inference is not None:
+            args.reference = args.reference or ["train"]
+            args.metrics = ["fid", "miou", "iidm"] if args.default_metrics else args.metrics
         args.dataset, size = args.dataset or checkpoint["dataset"], args.image_size or tuple(checkpoint["image_size"])
         if size[0] % G.downsampling or size[1] % G.downsampling:
             raise InputError(f"--image-size {size[0]}x{size[1]}: both sides must be divisible by {G.downsampling}")
@@ -1113,22 +1172,30 @@ def open_what_is_scored(args, device):
                              f"of --fake are {size[0]}x{size[1]}; --image-size {size[0]}x{size[1]} resizes them")
         fake, real = list(fake_files.values()), list(real_files.values())
         stats = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in real)
-        return None, None, {"size": size, "count": len(fake), "real_count": len(real), "real_key": stats,
+        return None, None, {"inference": None, "style": None, "size": size, "count": len(fake), "real_count": len(real), "real_key": stats,
                             "how": f"; files {suffixes(fake)} generated, {suffixes(real)} real" + (
                                 "; real pictures resized bicubic" if args.image_size else ", as they are"),
                             "fake": lambda i: read_picture(fake[i], size),
                             "real": lambda i: read_picture(real[i], size, args.image_size)}
+    offset_channels = 0 if G is None else checkpoint["generator"].get("offset_channels", 0)
     dataset = open_dataset(args.dataset, args.data_path, args.split, size,
-                           instances=G is None or checkpoint["generator"]["offset_channels"] > 0)
-    if G is not None and (list(dataset.classes) != checkpoint["classes"]
-                          or 2 * dataset.has_instances != checkpoint["generator"]["offset_channels"]):
+                           instances=G is None or offset_channels > 0)
+    if G is not None and (list(dataset.classes) != checkpoint["classes"] or 2 * dataset.has_instances != offset_channels):
         raise InputError(f"{args.checkpoint} was trained on {checkpoint['dataset']} with {len(checkpoint['classes'])} "
-                         f"classes and {checkpoint['generator']['offset_channels']} offset channels; --dataset "
+                         f"classes and {offset_channels} offset channels; --dataset "
                          f"{args.dataset} has {len(dataset.classes)} and {2 * dataset.has_instances}")
     count = min(len(dataset), args.count or len(dataset))
     if count < 2:
         raise InputError(f"--dataset {args.dataset}: {count} pictures to score; expected 2 or more (a covariance)")
-    folder = args.output_dir / "pictures"
+    folder, style = args.output_dir / "pictures", None
+    if args.reference:
+        styles = open_references(args.reference, args.dataset, args.data_path, size)
+        if len(styles) > 1:
+            raise InputError(f"--reference {' '.join(args.reference)}: {len(styles)} images; expected one, a folder with one for "
+                             f"each label map, or train")
+        style = next(iter(styles.values()))
+        for name in dataset.names[:count] if args.reference != ["train"] else ():
+            style(name, 0)  # a missing one is missed now, not after hours
     if args.fake:
         names = dataset.names[:count]
         alone = [name for name in names if name not in fake_files]
@@ -1136,7 +1203,7 @@ def open_what_is_scored(args, device):
             raise InputError(f"--fake {args.fake}: no picture of {len(alone)} of the {count} label maps, such as "
                              f"{alone[0]}.png; expected one named as each label map (--count N for the first N)")
     return G, dataset, {
-        "size": size, "count": count, "real_count": count, "real_key": dataset.fingerprint(), "folder": folder,
+        "inference": inference, "style": style, "size": size, "count": count, "real_count": count, "real_key": dataset.fingerprint(), "folder": folder,
         "how": f"; one for each label map of {args.dataset} {args.split}, " + (
             f"{suffixes(fake_files.values())} files" if args.fake else "seed 0 of the averaged generator")
         + "; real pictures resized bicubic",
@@ -1155,6 +1222,7 @@ def evaluate(args):
     torch.set_float32_matmul_precision("highest")
     say = print if rank == 0 else (lambda *_, **__: None)
     G, dataset, scored = open_what_is_scored(args, device)
+    inference, style = scored["inference"], scored["style"]
     light = args.dataset == "toy"  # what a newcomer gets without a download
     args.inception_weights = args.inception_weights or ("random" if light else "download")
     args.alexnet_weights = args.alexnet_weights or ("none" if light else "download")
@@ -1170,6 +1238,9 @@ def evaluate(args):
         "checkpoint": sha256_of(args.checkpoint), "dataset": hashlib.sha256(dataset.fingerprint().encode()).hexdigest(),
         "split": args.split, "image_size": list(size), "amp": args.amp,
         "noise": f"z of map i and seed s: torch.randn from a CPU generator seeded with s * {SEED_STRIDE} + i"}
+    if inference is not None:
+        manifest.update(inference=json.loads(json.dumps(inference)), reference=args.reference,
+                        ensemble=args.ensemble and sha256_of(args.ensemble))
     if manifest and rank == 0:
         claim_pictures(out / "pictures", manifest, args.force)
     if world > 1:
@@ -1182,15 +1253,26 @@ def evaluate(args):
         features, distance_name, weights, key = rank_0_first(
             lambda: load_inception(args.inception_weights, device), rank, world)
     if "latency" in args.metrics and rank == 0:
-        scores["latency"] = score_latency(G, dataset[0], device, args.latency_modes == "both", at)
+        if inference is None:
+            scores["latency"] = score_latency(G, dataset[0], device, args.latency_modes == "both", at)
+        else:
+            scores["latency"] = score_denoising(args, G, dataset, style, device, at)
     if world > 1:
         dist.barrier()
     if wants_segmenter:
         segmenter, mapping, segmenter_protocol = load_segmenter(args, dataset, size, device, rank, world)
+
+    def draw(batch, samples, seed):
+        label_map, offsets = conditions(samples)
+        if inference is None:
+            return generate(G, label_map, offsets, noise(batch, seed, G.z_dim), device, amp)
+        styles = None if inference.from_noise else torch.stack([style(dataset.names[i], seed) for i in batch])  # (B, 3, H, W)
+        return generate_iidm(G, label_map, styles, [seed * SEED_STRIDE + i for i in batch], inference, device, amp, rank == 0)
+
     if G is not None:
         seeds = range(args.samples if "diversity" in args.metrics else 1)
         if set(args.metrics) - {"latency"}:
-            write_pictures(G, dataset, scored["folder"], seeds, count, args.batch_size, device, amp, rank, world)
+            write_pictures(draw, dataset, scored["folder"], seeds, count, args.batch_size, rank, world)
 
     with scoring_precision():
         if {"fid", "iidm"} & set(args.metrics):
@@ -1222,14 +1304,18 @@ def evaluate(args):
                     f"give --alexnet-weights ({Path(ALEXNET_URL).name}) and --lpips-weights (alex.pth of lpips 0.1), "
                     f"each a FILE or download")
         if "iidm" in args.metrics:
-            S = score_style(scored["fake"], scored["real"], count, device, args.batch_size, rank, world)
-            scores["iidm"] = summarise_iidm(scores, S, args.aesthetic)
+            def style_of(i):
+                return scored["real"](i) if style is None else to_pixels(style(dataset.names[i], 0)[None])[0]
+            S, S_other = (score_style(scored["fake"], lambda i: style_of((i + shift) % count), count, device, args.batch_size,
+                                      rank, world) for shift in (0, count // 2))
+            scores["iidm"] = summarise_iidm(scores, S, S_other if style else None, args.aesthetic)
     if "latency" in scores:
         scores["latency"] = scores.pop("latency")  # last in the table
     if wants_segmenter and G is not None:
         page = pages_maps(found["by_map"])
-        write_pictures(G, dataset, scored["folder"], range(PAGE_SEEDS), count, args.batch_size, device, amp, rank,
-                       world, only=[i for _, i in page])
+        page_seeds = PAGE_SEEDS if inference is None else 1  # hundreds of passes a picture
+        write_pictures(draw, dataset, scored["folder"], range(page_seeds), count, args.batch_size, rank, world,
+                       only=[i for _, i in page])
     if rank == 0:
         about = {"checkpoint": str(args.checkpoint or ""), "fake": str(args.fake or ""), "real": str(args.real or ""),
                  "dataset": args.dataset, "split": args.split, "image_size": list(size), "maps": count,
@@ -1245,11 +1331,13 @@ def evaluate(args):
             rows = []
             for what, i in pages_maps(found["by_map"]):
                 sample = dataset[i]
-                pictures = [scored["fake"](i, seed) for seed in range(PAGE_SEEDS if G is not None else 1)]
+                pictures = [scored["fake"](i, seed) for seed in range(page_seeds if G is not None else 1)]
+                if style is not None:
+                    pictures.append(style_of(i))
                 rows.append((f"{what}: {dataset.names[i]}, IoU {found['by_map'][i]:.3f} (seed 0)",
                              [colour_labels(sample["label_map"], np.asarray(dataset.palette)),
                               sample["image"].permute(1, 2, 0).numpy(), *pictures]))
-            draw_eval_page(rows, out / "eval.png")
+            draw_eval_page(rows, out / "eval.png", PAGE_TITLES if style is None else (*PAGE_TITLES[:3], "reference"))
             say(f"page:     {out / 'eval.png'}")
         say(f"numbers:  {out / 'eval.json'}")
     if world > 1:
@@ -1277,6 +1365,21 @@ def score_latency(G, sample, device, compiled, at):
     return found
 
 
+def score_denoising(args, G, dataset, style, device, at):
+    against = None
+    if args.latency_against:
+        against, checkpoint = load_generator(args.latency_against, device)
+        if checkpoint.get("architecture") == "iidm" or checkpoint["classes"] != list(dataset.classes):
+            raise InputError(f"--latency-against {args.latency_against}: expected a GAN's ema_*.pt of the same dataset")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    instances = against is not None and against.offset_channels > 0
+    sample = open_dataset(args.dataset, args.data_path, args.split, dataset.image_size, instances=instances)[0]
+    return {"denoising": measure_denoising(G, sample, style(dataset.names[0], 0), device, against, True), "device": where,
+            "protocol": f"latency: {where}, torch {torch.__version__}; one picture of {at}, float32, from a label map and a "
+            f"reference on the device to a picture on it, E and D included; mean and standard deviation of {DENOISING_RUNS} "
+            f"runs" + (f", each in turn with {LATENCY_RUNS // DENOISING_RUNS} of {args.latency_against}" if against else "")}
+
+
 def summarise_segmentation(found, names, protocol):
     """The dict of score_segmentation as numbers for eval.json."""
     summary = {"protocol": protocol}
@@ -1288,25 +1391,23 @@ def summarise_segmentation(found, names, protocol):
     return summary
 
 
-def summarise_iidm(scores, S, A):
-    """M, A, S and T (IIDM Sec. 3.1) with what has to be said about them.
+def summarise_iidm(scores, S, S_other, A):
+    """M, A, S and T (IIDM Sec. 3.1) with what has to be said about them. S_other: None without style references.
 
     PAPER: M by "a pretrained SegFormer", A by a model of aesthetics. / HERE: M is the pixel accuracy of --segmenter, A
     is given or left out. / WHY: neither model is named closely enough to load.
     """
-    M, notes = 100 * scores["miou"]["generated"]["pixel_accuracy"], {}
-    T = None
-    if scores["fid"]["name"] != "FID":
-        notes["T"] = f": needs FID, not {scores['fid']['name']}; see --inception-weights"
-    else:
-        T = total_score(M, A or 0.0, S, scores["fid"]["value"])
+    M, notes, name = 100 * scores["miou"]["generated"]["pixel_accuracy"], {}, scores["fid"]["name"]
     if A is None:
         notes["A"] = ": give --aesthetic A"
-        if T is not None:
-            notes["T"] = ", WITHOUT its term 0.2 A, so not IIDM's"
-    return {"M": M, "A": A, "S": S, "T": T, "notes": notes, "protocol":
-            "IIDM: M pixel accuracy of the segmenter above; S Pearson's correlation of 256-bin histograms, mean over "
-            "R, G, B and pictures, against the real picture of each map; "
+    lacks = ["its term 0.2 A"] * (A is None) + ["FID"] * (name != "FID")
+    if lacks:
+        notes["T"] = f", WITHOUT {' and '.join(lacks)}" + (f" ({name} in its place)" if name != "FID" else "") + ", so not IIDM's"
+    style = "the real picture" if S_other is None else "the reference"
+    return {"M": M, "A": A, "S": S, "S_other": S_other, "style": style, "T": total_score(M, A or 0.0, S, scores["fid"]["value"]),
+            "notes": notes, "protocol":
+            f"IIDM: M pixel accuracy of the segmenter above; S Pearson's correlation of 256-bin histograms, mean over "
+            f"R, G, B and pictures, against {style} of each map; "
             "T = M/100 [0.2 A + 0.3 (0.5 S + 50) + 0.5 (100 - FID)] (IIDM Eq. 8)"}
 
 

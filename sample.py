@@ -190,8 +190,6 @@ def check_inference(args, checkpoint):
     if inference.guidance != 1 and not checkpoint["mask_dropout"]:
         raise InputError(f"--guidance {inference.guidance:g}: {args.checkpoint} was never shown a picture without its label "
                          f"map; train with --mask-dropout 0.2")
-    if inference.from_noise and args.reference:
-        raise InputError("--from-noise takes no --reference; leave one of them out")
     return inference
 
 
@@ -232,6 +230,8 @@ def main():
 
     G, checkpoint = load_generator(args.checkpoint, args.device, args.ensemble)
     inference = check_inference(args, checkpoint)
+    if inference is not None and inference.from_noise and args.reference:
+        raise InputError("--from-noise takes no --reference; leave one of them out")
     if args.interpolate and inference is not None:
         raise InputError("--interpolate goes between two z of a GAN; IIDM has none")
     size = args.image_size or tuple(checkpoint["image_size"])

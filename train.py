@@ -3,6 +3,7 @@
     python train.py --dataset toy                                        laptop, minutes, no download
     python train.py --dataset folder --data-path DIR                     one GPU, your own pictures
     torchrun --nproc_per_node 8 train.py --dataset folder --data-path DIR
+    python train.py --model dpgan --dataset toy                          the baselines: oasis, dpgan, iidm
 
 Run the same command again to go on where it stopped. Everything random is a function of (seed, step), so
 a run that was interrupted ends where an uninterrupted one ends. A run folder holds

@@ -576,7 +576,7 @@ def inference_of(args):
     except ValueError:
         raise ValueError(f"--start {args.start}: expected a number from 1 to {STEPS}, or one for each round: 600,640,400") \
             from None
-    rounds = ROUNDS if args.rounds is None and len(start) == 1 else args.rounds or len(start) if args.rounds != 0 else 0
+    rounds = args.rounds if args.rounds is not None else ROUNDS if len(start) == 1 else len(start)
     if any(not 1 <= T <= STEPS for T in start):
         raise ValueError(f"--start {args.start}: the schedule has t = 1 to {STEPS}; T is {START} in the paper")
     if rounds < 1 or len(start) not in (1, rounds):
@@ -603,6 +603,14 @@ TOY = dict(PAPER, image_size="64", steps=5000, batch_size=8, lr=1e-3, lr_decay_s
 TOY_NETWORKS = dict(autoencoder_channels=16, autoencoder_multipliers=(1, 2, 4), autoencoder_blocks=1, latent_channels=8,
                     channels=64, multipliers=(1, 2, 2), blocks=1, attention_strides=(2, 4), head_channels=32, hidden=32)
 PRESETS = {"paper": (PAPER, PAPER_NETWORKS), "toy": (TOY, TOY_NETWORKS)}
+# The rows of IIDM's Table 2: options of sample.py and evaluate.py, over one training.
+TABLE_2 = {
+    "iidm-table2-dm": "--from-noise",
+    "iidm-table2-i2i": "--rounds 1",
+    "iidm-table2-rf": "--colour-transfer off",
+    "iidm-table2-ct": "",
+    "iidm-table2-me": "--ensemble",
+}
 STRIP_DDIM_STEPS = 25  # of the pictures on the way
 
 

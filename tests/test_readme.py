@@ -15,6 +15,7 @@ import torch
 
 import compare
 import train
+from baselines import iidm
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +32,8 @@ def test_ci_runs_the_test_command_of_the_readme():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "train.py" in c])
 def test_train_commands_parse(command):
     words = shlex.split(command.split("&&")[-1])
-    options = train.parse_options(words[words.index(next(w for w in words if w.endswith("train.py"))) + 1:])
+    parse = iidm.parse_options if "iidm" in words else train.parse_options
+    options = parse(words[words.index(next(w for w in words if w.endswith("train.py"))) + 1:])
     assert options.steps > 0
 
 
@@ -46,7 +48,7 @@ def test_the_first_command_runs_as_written_at_a_tiny_size(tmp_path):
     paths = dict(re.findall(r"^(picture|checkpoint): +(\S+)$", result.stdout, re.M))
     assert set(paths) == {"picture", "checkpoint"} and all(Path(p).is_file() for p in paths.values())
 
-    commands = [c for c in COMMANDS if c.startswith("python sample.py") and "--labels" not in c]
+    commands = [c for c in COMMANDS if c.startswith("python sample.py") and "--labels" not in c and "iidm" not in c]
     assert commands
     for i, command in enumerate(commands):
         words = shlex.split(command)[1:]
@@ -74,9 +76,13 @@ def test_every_row_of_train_is_in_the_readme_and_every_row_there_exists():
     assert set(re.findall(r"^\|.*?`--row ([\w.-]+)", README, re.M)) == set(train.ROWS)
 
 
-def test_the_readme_names_the_checkpoint_that_the_toy_command_writes():
-    steps = train.parse_options(["--dataset", "toy"]).steps
-    assert set(re.findall(r"ema_\d+\.pt", README)) == {f"ema_{steps:07d}.pt"}
+def test_the_rows_of_iidms_table_2_are_in_the_readme():
+    assert set(re.findall(r"^\|.*?`(iidm-table2-\w+)`", README, re.M)) == set(iidm.TABLE_2)
+
+
+def test_the_readme_names_the_checkpoints_that_its_commands_write():
+    runs = (train.parse_options(["--dataset", "toy"]), iidm.parse_options(["--model", "iidm", "--dataset", "toy"]))
+    assert set(re.findall(r"runs/\S+/ema_\d+\.pt", README)) == {f"{run.output_dir}/ema_{run.steps:07d}.pt" for run in runs}
 
 
 def test_every_function_the_readme_names_exists():
@@ -99,6 +105,8 @@ def test_every_equation_is_cited_in_code_readme_and_tests():
     code += "".join(f.read_text(encoding="utf-8") for f in SOURCES)
     for number in range(1, 10):
         assert f"(DP-GAN Eq. {number})" in code and f"test_dpgan_eq{number}_" in tests, f"DP-GAN Eq. {number}"
+    for number in range(1, 9):
+        assert f"(IIDM Eq. {number})" in code and f"test_iidm_eq{number}_" in tests, f"IIDM Eq. {number}"
 
 
 def test_every_departure_is_in_the_readmes_table():
@@ -113,9 +121,12 @@ def test_every_departure_is_in_the_readmes_table():
 def test_components_import_neither_each_other_nor_the_scripts():
     house = {f.stem for f in SOURCES} | {"baselines"}
     allowed = {"generator": set(), "discriminator": set(), "losses": set(), "data": set(), "oasis": {"generator", "discriminator"},
-               "dpgan": {"generator", "baselines"}, "sample": {"data", "generator", "baselines"},
+               "dpgan": {"generator", "baselines"},
+               # its training runs by itself, with the run-keeping functions of train.py
+               "iidm": {"generator", "data", "train", "evaluate"}, "sample": {"data", "generator", "baselines"},
                "train": {"data", "generator", "discriminator", "losses", "evaluate", "sample", "baselines"},
-               "evaluate": {"data", "generator", "sample", "train"}, "compare": {"data", "evaluate", "sample", "train"}}
+               "evaluate": {"data", "generator", "sample", "train", "baselines"},
+               "compare": {"data", "evaluate", "generator", "sample", "train", "baselines"}}
     for file in SOURCES:
         imported = {name.split(".")[0] for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                     for name in ([node.module] if isinstance(node, ast.ImportFrom) else
