@@ -251,12 +251,13 @@ class UNet(nn.Module):
     The label map enters by SPADE group norms in the middle and the decoder. What it gives, gamma and beta of every
     norm, depends on neither z nor t: modulations() computes it once for all denoising steps of a picture.
     multipliers: channels of each scale, finest first; h and w must be divisible by 2^(len(multipliers) - 1).
+    pixels: sides of the label map's window under a latent pixel, 4 in this description.
     """
 
     def __init__(self, num_classes, latent_channels=LATENT_CHANNELS, channels=CHANNELS, multipliers=MULTIPLIERS,
-                 blocks=BLOCKS, attention_strides=ATTENTION_STRIDES, head_channels=HEAD_CHANNELS, hidden=HIDDEN):
+                 blocks=BLOCKS, attention_strides=ATTENTION_STRIDES, head_channels=HEAD_CHANNELS, hidden=HIDDEN, pixels=4):
         super().__init__()
-        self.num_classes, self.channels, time = num_classes, channels, 4 * channels
+        self.num_classes, self.channels, self.pixels, time = num_classes, channels, pixels, 4 * channels
         self.strides = [2 ** i for i in range(len(multipliers))]
         self.time = nn.Sequential(nn.Linear(channels, time), nn.SiLU(), nn.Linear(time, time))
         self.first = nn.Conv2d(latent_channels, channels, 3, padding=1)
@@ -303,7 +304,7 @@ class UNet(nn.Module):
             labels = labels * known[:, None, None, None]
         # PAPER: silent on how m meets features of a quarter of its size and less. / HERE: the share of each class in
         # the pixels that a feature covers. / WHY: nearest neighbour, the released code's way, loses thin objects.
-        labels = {stride: F.avg_pool2d(labels, 4 * stride) for stride in self.strides}    # (B, C, h / stride, w / stride)
+        labels = {stride: F.avg_pool2d(labels, self.pixels * stride) for stride in self.strides}  # (B, C, h / stride, ...)
         return [block.modulation(labels) for block in self.conditioned_blocks()]
 
     def forward(self, z, t, modulations):
@@ -343,7 +344,7 @@ class IIDM(nn.Module):
         self.autoencoder = Autoencoder(autoencoder_channels, autoencoder_multipliers, autoencoder_blocks,
                                        latent_channels, codes)
         self.unet = UNet(num_classes, latent_channels, channels, multipliers, blocks, attention_strides, head_channels,
-                         hidden)
+                         hidden, self.shrinks)
         # PAPER: silent on the scale of the latents. / HERE: divided by their standard deviation over training batches,
         # kept in the checkpoint. / WHY: Eq. 1 and 2 are made for unit variance.
         self.register_buffer("latent_scale", torch.ones(()))
@@ -407,8 +408,8 @@ def ancestral_step(z, predicted, t, noise):
     # PAPER: gamma~_t = sqrt(ab_(t-1)) beta_t / (sqrt(ab_t) (1 - ab_t) + sqrt(ab_t) (1 - ab_(t-1)) / (1 - ab_t)), a
     # sqrt(1 - alpha_t) in beta~_t and sigma~_t = (1 - ab_(t-1)) / (1 - ab_t beta_t). / HERE: the second summand of
     # gamma~_t is outside of its fraction, with sqrt(alpha_t); beta~_t has sqrt(1 - ab_t); sigma~_t^2 = (1 - ab_(t-1)) /
-    # (1 - ab_t) beta_t. / WHY: that is the posterior q(z_(t-1) | z_t, z_0) of DDPM; with the printed coefficients even
-    # a perfect eps_theta does not lead back to z_0 (tests/test_iidm.py).
+    # (1 - ab_t) beta_t. / WHY: that is the posterior q(z_(t-1) | z_t, z_0) of DDPM; with the printed coefficients less
+    # than a hundredth of the reference is left after one step, and every chain ends in grey (tests/test_iidm.py).
     ab, ab_before, beta = ALPHA_BAR[t], ALPHA_BAR[t - 1], BETA[t]
     gamma_tilde = ab_before ** 0.5 * beta / (ab ** 0.5 * (1 - ab)) + (1 - beta) ** 0.5 * (1 - ab_before) / (1 - ab)
     beta_tilde = ab_before ** 0.5 * (1 - ab) ** 0.5 * beta / (ab ** 0.5 * (1 - ab))
@@ -518,6 +519,8 @@ def generate(model, label_map, reference, seeds, inference, show=False):
         raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {model.downsampling}")
     if not inference.from_noise and (reference is None or reference.shape != (B, 3, H, W)):
         raise ValueError(f"expected references ({B}, 3, {H}, {W}), got {None if reference is None else tuple(reference.shape)}")
+    if len(seeds) != B:
+        raise ValueError(f"expected {B} seeds, one for each label map; got {len(seeds)}")
     draws = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = (model.latent_channels, H // model.shrinks, W // model.shrinks)
 
@@ -579,8 +582,8 @@ def inference_of(args):
     rounds = args.rounds if args.rounds is not None else ROUNDS if len(start) == 1 else len(start)
     if any(not 1 <= T <= STEPS for T in start):
         raise ValueError(f"--start {args.start}: the schedule has t = 1 to {STEPS}; T is {START} in the paper")
-    if rounds < 1 or len(start) not in (1, rounds):
-        raise ValueError(f"--rounds {args.rounds}: expected 1 or more, and as many as --start has numbers ({len(start)})")
+    if not 1 <= rounds <= 100 or len(start) not in (1, rounds):
+        raise ValueError(f"--rounds {args.rounds}: expected 1 to 100, and as many as --start has numbers ({len(start)})")
     ddim_steps, guidance = args.ddim_steps or 0, 1.0 if args.guidance is None else args.guidance
     if not 0 <= ddim_steps <= STEPS:
         raise ValueError(f"--ddim-steps {ddim_steps}: expected 0 to {STEPS}")

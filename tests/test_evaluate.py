@@ -424,14 +424,6 @@ def test_style_similarity_is_that_of_plain_loops():
     assert evaluate.style_similarity(same, same).tolist() == pytest.approx([100, 100])
 
 
-@pytest.mark.parametrize("M, A, FID, S, T", [
-    (76.03, 47.72, 75.36, 68.38, 35.82), (89.54, 49.59, 43.39, 54.42, 54.96), (92.09, 50.98, 40.63, 48.14, 57.18),
-    (91.01, 49.12, 35.41, 27.90, 55.79), (94.15, 50.43, 30.75, 63.76, 65.27)])
-def test_eq8_total_score_of_iidm_gives_its_table_1(M, A, FID, S, T):
-    """(IIDM Eq. 8) on the rows of IIDM's Table 1; their numbers are rounded, and means of products."""
-    assert evaluate.total_score(M, A, S, FID) == pytest.approx(T, abs=0.06)
-
-
 def test_iidms_total_says_what_it_lacks():
     scores = {"miou": {"generated": {"pixel_accuracy": 0.9415}}, "fid": {"name": "FID", "value": 30.75}}
     full = evaluate.summarise_iidm(scores, 63.76, None, 50.43)

@@ -1,0 +1,1012 @@
+"""IIDM, baselines/iidm.py: IIDM Eq. 1 to 8 and Algorithms 1 and 2 by plain Python loops, and its two networks.
+
+    python -m pytest tests/test_iidm.py          (from the repository root; under half a minute on a CPU)
+
+Oracles: the equations and algorithms of the paper; DDPM's posterior by Bayes' rule; the printed Tables 1 and 2; known
+CIE Lab values; names and shapes of the public VQ-f4 weights; parameter counts added up by hand. The expected values
+take no constant and no function of the module. Networks are tiny, full size on the meta device only.
+
+Every block starts as its shortcut and the U-Net as 0; `tiny` gives what is 0 random values.
+"""
+import argparse
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import evaluate
+from baselines import iidm
+from baselines.iidm import (IIDM, Autoencoder, Inference, UNetBlock, add_inference_options, add_noise, ancestral_step,
+                            average, colour_transfer, denoise, denoising_loss, generate, inference_of, lab_to_rgb,
+                            noise_schedule, rgb_to_lab, time_features)
+from generator import SPADE, parameters_by_part
+from test_oasis import assert_is
+
+CLASSES, SCALE = 5, 0.3  # SCALE: latent_scale of the tiny model; below 1, so that noise shows in the pictures
+NOTHING = CLASSES        # a label beyond the classes: its one-hot is all zero
+
+
+def tiny():
+    """Pictures in steps of 8 pixels, latents of three channels at a quarter, U-Net at two strides."""
+    torch.manual_seed(0)
+    model = IIDM(CLASSES, 8, (1, 1, 1), 1, 3, 0, 16, (1, 2), 1, (2,), 8, 8)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.latent_scale.fill_(SCALE)
+    return model.eval()
+
+
+def label_maps(count=2, height=16, width=24, seed=1):
+    return torch.randint(CLASSES, (count, height, width), generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count=2, height=16, width=24, seed=0):
+    """Noise around another colour in each picture and channel, in [-1, 1]."""
+    draw = torch.Generator().manual_seed(seed)
+    mean = torch.rand(count, 3, 1, 1, generator=draw) - 0.5
+    return (mean + 0.5 * torch.rand(count, 3, height, width, generator=draw) - 0.25).clamp(-1, 1)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --------------------------------------------------------------------------------------------- the schedule
+
+def loops_schedule(beta_of):
+    """beta_t, alpha_t = 1 - beta_t and alpha_bar_t = prod_s alpha_s for t = 0 ... 1000; nothing happens at t = 0."""
+    beta, alpha, bar = [0.0], [1.0], [1.0]
+    for t in range(1, 1001):
+        beta.append(beta_of(t))
+        alpha.append(1 - beta[t])
+        product = 1.0
+        for s in range(1, t + 1):
+            product *= alpha[s]
+        bar.append(product)
+    return beta, alpha, bar
+
+
+# DDPM's betas: 1e-4 at t = 1, 0.02 at t = 1000, and a straight line between
+beta, alpha, bar = loops_schedule(lambda t: (1e-4 * (1000 - t) + 0.02 * (t - 1)) / 999)
+
+
+def test_the_schedule_is_linear_from_1e_4_to_2e_2():
+    """beta_t and alpha_bar_t by loops, alpha_bar_0 = 1; the model's buffer is the same and is not saved."""
+    found_beta, found_bar = noise_schedule()
+    assert found_beta == pytest.approx(beta, rel=1e-12) and found_bar == pytest.approx(bar, rel=1e-12)
+    assert len(found_bar) == 1001 and found_bar[0] == 1 and found_beta[1] == 1e-4 and found_beta[1000] == 0.02
+    model = tiny()
+    assert_is(model.alpha_bar, torch.tensor(bar), "the alpha_bar of training")
+    assert "alpha_bar" not in model.state_dict()
+
+
+def test_the_printed_schedule_would_leave_nothing_of_the_reference():
+    """The paper prints "beta_t = 0.001 t", T = 320, and that z_T keeps the reference's style: not both are true."""
+    printed_beta, _, printed_bar = loops_schedule(lambda t: 0.001 * t)
+    assert math.sqrt(printed_bar[320]) < 1e-12 and printed_beta[1000] == 1
+    assert math.sqrt(bar[320]) == pytest.approx(0.59, abs=0.005), "what is left here"
+
+
+def loops_add_noise(z_0, t_of, noise):
+    """(IIDM Eq. 2), one number at a time; t_of[b] is the t of latent b."""
+    z = torch.zeros_like(z_0)
+    for b in range(z.shape[0]):
+        ab = bar[t_of[b]]
+        for c in range(z.shape[1]):
+            for i in range(z.shape[2]):
+                for j in range(z.shape[3]):
+                    z[b, c, i, j] = math.sqrt(ab) * z_0[b, c, i, j].item() + math.sqrt(1 - ab) * noise[b, c, i, j].item()
+    return z
+
+
+def test_iidm_eq1_the_start_keeps_sqrt_alpha_bar_of_the_reference():
+    """(IIDM Eq. 1) with T = 320 of the paper: one alpha_bar, a number, for all."""
+    z_0, noise = normal(2, 3, 2, 4), normal(2, 3, 2, 4, seed=1)
+    assert_is(add_noise(z_0, bar[320], noise), loops_add_noise(z_0, (320, 320), noise), "z_T")
+    assert torch.equal(add_noise(z_0, bar[0], noise), z_0), "at t = 0 nothing is noisy"
+
+
+def test_iidm_eq2_every_latent_has_its_own_t():
+    """(IIDM Eq. 2) with alpha_bar (B,), as in training."""
+    z_0, noise, t_of = normal(3, 2, 3, 3), normal(3, 2, 3, 3, seed=1), (1, 320, 1000)
+    found = add_noise(z_0, torch.tensor([bar[t] for t in t_of], dtype=torch.float64), noise)
+    assert_is(found, loops_add_noise(z_0, t_of, noise), "z_t")
+
+
+# -------------------------------------------------------------------------------------------- one step, Eq. 5
+
+def loops_coefficients(t):
+    """gamma~_t, beta~_t, sigma~_t of (IIDM Eq. 5) as DDPM has them."""
+    ab, before = bar[t], bar[t - 1]
+    gamma_t = math.sqrt(before) * beta[t] / (math.sqrt(ab) * (1 - ab)) + math.sqrt(alpha[t]) * (1 - before) / (1 - ab)
+    beta_t = math.sqrt(before) * math.sqrt(1 - ab) * beta[t] / (math.sqrt(ab) * (1 - ab))
+    return gamma_t, beta_t, math.sqrt((1 - before) / (1 - ab) * beta[t])
+
+
+def printed_coefficients(t):
+    """The same letter by letter as the paper prints them."""
+    ab, before = bar[t], bar[t - 1]
+    gamma_t = math.sqrt(before) * beta[t] / (math.sqrt(ab) * (1 - ab) + math.sqrt(ab) * (1 - before) / (1 - ab))
+    beta_t = math.sqrt(before) * math.sqrt(1 - alpha[t]) * beta[t] / (math.sqrt(ab) * (1 - ab))
+    return gamma_t, beta_t, (1 - before) / (1 - ab * beta[t])
+
+
+def coefficients_here(t):
+    """What the module multiplies z_t, -prediction and noise with, read off by unit inputs."""
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    return (ancestral_step(one, zero, t, zero).item(), -ancestral_step(zero, one, t, zero).item(),
+            ancestral_step(zero, zero, t, one).item())
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 320, 999, 1000])
+def test_iidm_eq5_one_step_by_loops(t):
+    """(IIDM Eq. 5), corrected, one number at a time; without noise the third term is 0."""
+    z, predicted, noise = (normal(2, 2, 3, seed=seed) for seed in range(3))
+    gamma_t, beta_t, sigma_t = loops_coefficients(t)
+    for given in (noise, None):
+        expected = torch.zeros_like(z)
+        for i, (a, b, c) in enumerate(zip(z.flatten().tolist(), predicted.flatten().tolist(), noise.flatten().tolist())):
+            expected.view(-1)[i] = gamma_t * a - beta_t * b + (sigma_t * c if given is not None else 0)
+        assert_is(ancestral_step(z, predicted, t, given), expected, f"z_(t-1) at t = {t}")
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 320, 1000])
+def test_iidm_eq5_is_the_posterior_of_ddpm(t):
+    """(IIDM Eq. 5) q(z_(t-1) | z_t, z_0) by Bayes: N(z_t; sqrt(alpha_t) z_(t-1), beta_t) times N(z_(t-1);
+    sqrt(alpha_bar_(t-1)) z_0, 1 - alpha_bar_(t-1)) is a Gaussian, whose precision is the sum of two."""
+    z_0, noise = 0.7, -1.3
+    z_t = math.sqrt(bar[t]) * z_0 + math.sqrt(1 - bar[t]) * noise
+    if t == 1:
+        mean, variance = z_0, 0.0  # the second Gaussian is a point
+    else:
+        variance = 1 / (alpha[t] / beta[t] + 1 / (1 - bar[t - 1]))
+        mean = variance * (math.sqrt(alpha[t]) / beta[t] * z_t + math.sqrt(bar[t - 1]) / (1 - bar[t - 1]) * z_0)
+    gamma_t, beta_t, sigma_t = coefficients_here(t)
+    assert gamma_t * z_t - beta_t * noise == pytest.approx(mean, abs=1e-10), "the mean"
+    assert sigma_t ** 2 == pytest.approx(variance, abs=1e-12), "the variance"
+
+
+def test_iidm_eq5_as_printed_leaves_the_path_of_diffusion():
+    """(IIDM Eq. 5) With a denoiser that knows z_0, z_t must be N(sqrt(alpha_bar_t) z_0, 1 - alpha_bar_t) at every t.
+    With the printed coefficients less than a hundredth of the reference is left after the first step.
+
+    z_0 itself says nothing: at t = 1 the printed ones are right, and a denoiser that knows z_0 mends everything there.
+    """
+    def path(coefficients, T):
+        share, variance, result = math.sqrt(bar[T]), 1 - bar[T], {}
+        for t in range(T, 0, -1):
+            gamma_t, beta_t, sigma_t = coefficients(t)
+            # the prediction is (z_t - sqrt(ab_t) z_0) / sqrt(1 - ab_t): linear in z_t and z_0
+            of_z, of_z_0 = gamma_t - beta_t / math.sqrt(1 - bar[t]), beta_t * math.sqrt(bar[t]) / math.sqrt(1 - bar[t])
+            share, variance = of_z * share + of_z_0, of_z ** 2 * variance + sigma_t ** 2
+            result[t - 1] = share, variance
+        return result
+    for T in (320, 1000):
+        for t, (share, variance) in path(coefficients_here, T).items():
+            assert share == pytest.approx(math.sqrt(bar[t]), abs=1e-9), f"share of z_0 at t = {t}"
+            assert variance == pytest.approx(1 - bar[t], abs=1e-9), f"variance at t = {t}"
+    printed = path(printed_coefficients, 320)
+    for t in range(319, 99, -1):
+        share, variance = printed[t]
+        assert share < 0.01 * math.sqrt(bar[t]) and variance < 0.7 * (1 - bar[t])
+    assert printed_coefficients(1) == pytest.approx(loops_coefficients(1), rel=1e-9) and printed[0] == pytest.approx((1, 0))
+
+
+def test_iidm_eq5_as_printed_ends_in_grey():
+    """(IIDM Eq. 5) Latents drawn from N(0.8, 0.5^2) have a perfect denoiser in closed form, E[epsilon | z_t]. A chain from
+    N(0, 1) at t = 1000 must end in that distribution; as printed it ends in 0, whatever the latents were."""
+    def end(coefficients):
+        mean, variance = 0.0, 1.0
+        for t in range(1000, 0, -1):
+            gamma_t, beta_t, sigma_t = coefficients(t)
+            slope = math.sqrt(1 - bar[t]) / (bar[t] * 0.5 ** 2 + 1 - bar[t])  # epsilon = slope (z_t - sqrt(ab_t) 0.8)
+            of_z = gamma_t - beta_t * slope
+            mean, variance = of_z * mean + beta_t * slope * math.sqrt(bar[t]) * 0.8, of_z ** 2 * variance + sigma_t ** 2
+        return mean, math.sqrt(variance)
+    assert end(coefficients_here) == pytest.approx((0.8, 0.5), abs=0.01)
+    assert end(printed_coefficients) == pytest.approx((0, 0), abs=0.01)
+
+
+# ------------------------------------------------------------------------------------------- the chain, Eq. 3
+
+def recording(answer, z, T, **options):
+    """denoise() with answer(z, t) -> its result, [(t, z_t)] as predict saw them, and the noise drawn."""
+    seen, drawn = [], []
+
+    def predict(z, t):
+        seen.append((t, z.clone()))
+        return answer(z, t)
+
+    def noise():
+        drawn.append(normal(*z.shape, seed=100 + len(drawn)))
+        return drawn[-1]
+    return denoise(predict, z, T, noise, **options), seen, drawn
+
+
+def loops_chain(answer, z, T, draws):
+    """z_T, ..., z_0 by (IIDM Eq. 3) and (IIDM Eq. 5), noise at every t but 1."""
+    z, draws = [z], iter(draws)
+    for t in range(T, 0, -1):
+        gamma_t, beta_t, sigma_t = loops_coefficients(t)
+        z.append(gamma_t * z[-1] - beta_t * answer(z[-1], t) + (sigma_t * next(draws) if t > 1 else 0))
+    return z
+
+
+@pytest.mark.parametrize("T", [1, 2, 6, 40])
+def test_iidm_eq3_is_a_chain_over_every_t(T):
+    """(IIDM Eq. 3) predict sees t = T, ..., 1, each with the z that the step before made; no noise goes into z_0."""
+    def answer(z, t):
+        return torch.sin(z + t)
+    z_T = normal(2, 3, 2, 2)
+    z_0, seen, drawn = recording(answer, z_T, T)
+    expected = loops_chain(answer, z_T, T, drawn)
+    assert [t for t, _ in seen] == list(range(T, 0, -1)) and len(drawn) == T - 1
+    for (t, z), e in zip(seen, expected):
+        assert_is(z, e, f"z_{t}")
+    assert_is(z_0, expected[-1], "z_0")
+
+
+def test_iidm_eq3_ddim_takes_n_times_evenly_spread():
+    """The switch: N of T times from T to 0, falling, at most T; each step by DDIM's formula with eta 0."""
+    for T in (1, 2, 7, 20, 320, 1000):
+        for N in {1, 2, 3, 7, 19, 25, 50, 999, 1000} | {T - 1, T, T + 1} - {0}:
+            _, seen, drawn = recording(lambda z, t: z, normal(1, 1, 1, 1), T, ddim_steps=N)
+            times, steps = [t for t, _ in seen] + [0], min(N, T)
+            assert len(seen) == steps and times[0] == T and not drawn, f"{N} of {T}: {times}"
+            assert all(t > s for t, s in zip(times, times[1:])), f"{N} of {T} is not falling: {times}"
+            assert all(abs(t - (T - i * T / steps)) <= 0.5 for i, t in enumerate(times)), f"{N} of {T}: {times}"
+    z = expected = normal(1, 2, 3, 3)
+    found, seen, _ = recording(lambda z, t: torch.sin(z + t), z, 12, ddim_steps=3)
+    for t, s in ((12, 8), (8, 4), (4, 0)):
+        epsilon = torch.sin(expected + t)
+        z_0 = (expected - math.sqrt(1 - bar[t]) * epsilon) / math.sqrt(bar[t])
+        expected = math.sqrt(bar[s]) * z_0 + math.sqrt(1 - bar[s]) * epsilon
+    assert [t for t, _ in seen] == [12, 8, 4]
+    assert_is(found, expected, "three steps of DDIM")
+
+
+@pytest.mark.parametrize("T, ddim_steps", [(320, 0), (1000, 0), (320, 7), (320, 25), (320, 50), (1000, 50)])
+def test_a_denoiser_that_knows_z_0_finds_it(T, ddim_steps):
+    """Noise added by Eq. 1 and taken out again in float64; on the way z_t is distributed as Eq. 2 says, in its share of
+    z_0 and in its variance. (z_0 alone would prove only the last step: it is exact from any z_1.)"""
+    z_0, noise = normal(1, 3, 64, 64), normal(1, 3, 64, 64, seed=1)
+    found, seen, _ = recording(lambda z, t: (z - math.sqrt(bar[t]) * z_0) / math.sqrt(1 - bar[t]),
+                               add_noise(z_0, bar[T], noise), T, ddim_steps=ddim_steps)
+    assert_is(found, z_0, "z_0", rtol=0, atol=1e-9)
+    for t, z in seen:
+        share = (z * z_0).mean() / (z_0 * z_0).mean()
+        variance = (z - share * z_0).square().mean()
+        assert abs(share - math.sqrt(bar[t])) < 0.04, f"t = {t}: {share:.3f} of z_0 is left"
+        assert abs(variance / (1 - bar[t]) - 1) < 0.06, f"t = {t}: variance {variance:.5f} in place of {1 - bar[t]:.5f}"
+
+
+# ------------------------------------------------------------------------------------------- training, Eq. 4
+
+def prediction(model, z, label_map, t, b):
+    """eps_theta for latent b alone."""
+    modulations = model.unet.modulations(label_map[b:b + 1])
+    return model.unet(z[b:b + 1], torch.tensor([t]), modulations)[0]
+
+
+@pytest.mark.parametrize("known", [None, (True, True), (True, False)])
+def test_iidm_eq4_is_the_mean_squared_error_of_the_noise(known):
+    """(IIDM Eq. 4) with gamma_t = 1 / (c h w), and Algorithm 1: z_0 = E(X_R) at its scale, z_t by Eq. 2 with the t of
+    each picture; a label map that is not known has no class anywhere."""
+    model, image, label_map, t_of = tiny(), pictures(2, 16, 16), label_maps(2, 16, 16), (3, 800)
+    noise = normal(2, 3, 4, 4, dtype=torch.float32)
+    seen = label_map.clone()
+    for b in range(2):
+        if known and not known[b]:
+            seen[b] = NOTHING
+    with torch.no_grad():
+        z_t = loops_add_noise(SCALE * model.autoencoder.encode(image), t_of, noise)
+        total = 0.0
+        for b, t in enumerate(t_of):
+            predicted = prediction(model, z_t, seen, t, b)
+            for e, p in zip(noise[b].flatten().tolist(), predicted.flatten().tolist()):
+                total += (e - p) ** 2
+    known = None if known is None else torch.tensor(known)
+    found = denoising_loss(model, image, label_map, torch.tensor(t_of), noise, known)
+    assert_is(found.detach(), total / (2 * 3 * 4 * 4), "L_(t-1)", rtol=1e-4, atol=0)
+
+
+def test_iidm_eq4_trains_the_unet_alone():
+    """(IIDM Eq. 4) theta are the parameters of eps_theta: every one of them has a gradient, E and D have none."""
+    model, noise = tiny(), normal(2, 3, 4, 6, dtype=torch.float32)
+    denoising_loss(model, pictures(), label_maps(), torch.tensor([3, 800]), noise).backward()
+    assert all(p.grad is None for p in model.autoencoder.parameters()), "the autoencoder is learning"
+    unreached = [name for name, p in model.unet.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not unreached, f"no gradient reaches {unreached}"
+
+
+# ----------------------------------------------------------------------------------------- colour transfer, Eq. 6
+
+TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+TO_WHITE = [sum(row) for row in TO_XYZ]  # of R = G = B = 1: (0.95047, 1, 1.08883), D65
+
+
+def loops_lab(rgb):
+    """One pixel, R, G and B in [-1, 1] -> L, a, b: sRGB's curve, XYZ, CIE's cube root. Odd where R, G or B < -1."""
+    linear = []
+    for v in rgb:
+        v = (v + 1) / 2
+        linear.append(v / 12.92 if abs(v) <= 0.04045 else math.copysign(((abs(v) + 0.055) / 1.055) ** 2.4, v))
+    f = []
+    for row, white in zip(TO_XYZ, TO_WHITE):
+        x = sum(a * v for a, v in zip(row, linear)) / white
+        f.append(x ** (1 / 3) if x > 216 / 24389 else (24389 / 27 * x + 16) / 116)
+    return 116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])
+
+
+def loops_rgb(lab):
+    """The inverse; linear R, G and B from X, Y and Z by Cramer's rule."""
+    f_y = (lab[0] + 16) / 116
+    xyz = [white * (f ** 3 if f > 6 / 29 else (116 * f - 16) * 27 / 24389)
+           for f, white in zip((f_y + lab[1] / 500, f_y, f_y - lab[2] / 200), TO_WHITE)]
+
+    def determinant(m):
+        (a, b, c), (d, e, f), (g, h, i) = m
+        return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
+    rgb = []
+    for i in range(3):
+        v = determinant([[xyz[j] if k == i else TO_XYZ[j][k] for k in range(3)] for j in range(3)]) / determinant(TO_XYZ)
+        v = 12.92 * v if abs(v) <= 0.0031308 else math.copysign(1.055 * abs(v) ** (1 / 2.4) - 0.055, v)
+        rgb.append(2 * v - 1)
+    return rgb
+
+
+def loops_statistics(image):
+    """(3, H, W) -> [(mean, deviation) of L, of a, of b] over all of its pixels, and the Lab pixels."""
+    lab = [loops_lab(pixel) for pixel in image.double().flatten(1).T.tolist()]
+    result = []
+    for channel in zip(*lab):
+        mean = sum(channel) / len(channel)
+        result.append((mean, math.sqrt(sum((v - mean) ** 2 for v in channel) / len(channel))))
+    return result, lab
+
+
+def loops_transfer(image, reference):
+    """Reinhard's formula for one picture (3, H, W), a pixel at a time."""
+    of_image, lab = loops_statistics(image)
+    of_reference, _ = loops_statistics(reference)
+    pixels = []
+    for pixel in lab:
+        pixels.append(loops_rgb([(v - mean) * wanted_std / std + wanted_mean for v, (mean, std), (wanted_mean, wanted_std)
+                                 in zip(pixel, of_image, of_reference)]))
+    return torch.tensor(pixels, dtype=torch.float64).T.reshape(3, *image.shape[1:])
+
+
+def spread(low, high, height=5, width=7, seed=0):
+    """(2, 3, height, width) float64, uniform in low ... high."""
+    draw = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(2, 3, height, width, generator=draw, dtype=torch.float64)
+
+
+TRANSFERS = {  # picture, reference
+    "two of one kind": (pictures(2, 5, 7).double(), pictures(2, 5, 7, seed=1).double()),
+    "a larger reference": (pictures(2, 5, 7).double(), pictures(2, 8, 9, seed=1).double()),
+    "nearly black": (spread(-1, -0.97), spread(-0.5, 0.5, seed=1)),
+    "nearly white": (spread(0.97, 1), spread(-0.5, 0.5, seed=1)),
+    "nearly flat": (spread(0.2, 0.2001), spread(-0.5, 0.5, seed=1)),
+    "to nearly black": (spread(-1, 1), spread(-1, -0.97, seed=1)),
+    "out of gamut": (spread(-0.2, 0.2), spread(-1, 1, seed=1).sign())}
+
+
+@pytest.mark.parametrize("case", TRANSFERS)
+def test_iidm_eq6_gives_the_means_and_deviations_of_the_reference(case):
+    """(IIDM Eq. 6) Reinhard's formula in Lab, by loops; afterwards each of the six numbers is the reference's."""
+    image, reference = TRANSFERS[case]
+    found = colour_transfer(image, reference)
+    assert found.shape == image.shape and found.dtype == torch.float64
+    for b in range(2):
+        assert_is(found[b], loops_transfer(image[b], reference[b]), f"picture {b}", rtol=0, atol=1e-6)
+        for channel, now, wanted in zip("Lab", loops_statistics(found[b])[0], loops_statistics(reference[b])[0]):
+            assert now == pytest.approx(wanted, rel=0, abs=1e-9), f"picture {b}: mean and deviation of {channel}"
+    if case == "out of gamut":
+        assert found.abs().max() > 1.2, "this case is meant to leave [-1, 1]"
+
+
+def test_iidm_eq6_a_picture_on_itself_and_a_flat_one():
+    """(IIDM Eq. 6) CT(X, X) = X; a picture without deviation gets the mean, and one without colour is not divided by
+    0; a flat reference makes a flat picture."""
+    image, reference = pictures(), pictures(seed=1)
+    assert_is(colour_transfer(image, image), image.double(), "CT(X, X)", rtol=0, atol=1e-9)
+    for value in (-1.0, 0.3, 1.0):
+        found = colour_transfer(torch.full_like(image, value), reference)
+        mean = [m for m, _ in loops_statistics(reference[1])[0]]
+        expected = torch.tensor(loops_rgb(mean), dtype=torch.float64)[:, None, None].expand(3, 16, 24)
+        assert_is(found[1], expected, f"flat {value}", rtol=0, atol=1e-6)
+    grey = image[:, :1].expand(2, 3, 16, 24)
+    now = loops_statistics(colour_transfer(grey, reference)[0])[0]
+    wanted = loops_statistics(reference[0])[0]
+    assert now[0] == pytest.approx(wanted[0], abs=1e-9), "L of a grey picture has a deviation"
+    assert [m for m, _ in now] == pytest.approx([m for m, _ in wanted], abs=1e-9)
+    assert colour_transfer(image, torch.full_like(image, 0.3)).sub(0.3).abs().max() < 1e-6, "a flat reference"
+
+
+@pytest.mark.parametrize("rgb, lab", [
+    ((255, 255, 255), (100, 0, 0)), ((0, 0, 0), (0, 0, 0)), ((255, 0, 0), (53.24, 80.09, 67.20)),
+    ((0, 255, 0), (87.73, -86.18, 83.18)), ((0, 0, 255), (32.30, 79.19, -107.86)), ((119, 119, 119), (50.03, 0, 0)),
+    ((8, 8, 8), (2.19, 0, 0))])
+def test_iidm_eq6_lab_of_known_colours(rgb, lab):
+    """(IIDM Eq. 6) in CIE L*a*b* of sRGB under D65; (8, 8, 8) lies on both straight pieces: 903.3 * 8 / 255 / 12.92."""
+    pixel = torch.tensor(rgb, dtype=torch.float64).div(127.5).sub(1)[None, :, None, None]
+    assert rgb_to_lab(pixel).flatten().tolist() == pytest.approx(lab, abs=0.011)
+
+
+def test_iidm_eq6_lab_has_an_inverse_beyond_the_gamut():
+    """(IIDM Eq. 6) A transferred picture may leave [-1, 1]; there and back is the same picture, and is not cut."""
+    image = torch.cat([spread(-1, 1, 20, 20), spread(-3, 3, 20, 20), spread(-1.01, -0.9, 20, 20)])
+    assert_is(lab_to_rgb(rgb_to_lab(image)), image, "there and back", rtol=0, atol=1e-9)
+    expected = torch.tensor([loops_lab(pixel) for pixel in image[2].flatten(1).T.tolist()], dtype=torch.float64).T
+    assert_is(rgb_to_lab(image)[2].flatten(1), expected, "Lab beyond the gamut", rtol=0, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------- ensemble, Eq. 7
+
+def test_iidm_eq7_averages_two_of_one_run():
+    """(IIDM Eq. 7) one number at a time; a model with itself is itself, bit for bit."""
+    a, b = tiny().state_dict(), tiny().state_dict()
+    for key in b:
+        if key.startswith("unet."):
+            b[key] = b[key] + normal(*b[key].shape, seed=3, dtype=torch.float32)
+    found = average(a, b)
+    assert found.keys() == a.keys()
+    for key in ("unet.first.weight", "unet.middle.0.conv_1.bias", "autoencoder.quant_conv.weight", "latent_scale"):
+        expected = [(x + y) / 2 for x, y in zip(a[key].flatten().tolist(), b[key].flatten().tolist())]
+        assert found[key].flatten().tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7), key
+    assert all(torch.equal(t, a[key]) for key, t in average(a, a).items())
+
+
+def test_iidm_eq7_refuses_two_runs():
+    """(IIDM Eq. 7) has a meaning only within one architecture and for latents of one autoencoder."""
+    a, name = tiny().state_dict(), "unet.first.weight"
+    for other in ({key: t for key, t in a.items() if key != name}, {**a, name: a[name][:, :2]}, {**a, "more": a[name]}):
+        with pytest.raises(ValueError, match="two architectures"):
+            average(a, other)
+    for name in ("autoencoder.quant_conv.bias", "autoencoder.encoder.conv_in.weight", "latent_scale"):
+        with pytest.raises(ValueError, match="two autoencoders"):
+            average(a, {**a, name: a[name] + 1})
+
+
+# --------------------------------------------------------------------------------------------- the score, Eq. 8
+
+TABLES = [  # M, A, FID, S, T of Tables 1 and 2 (DM and the whole IIDM are in both)
+    ("SEAN", 76.03, 47.72, 75.36, 68.38, 35.82), ("SCGAN", 87.74, 49.14, 56.13, 30.66, 45.06),
+    ("GauGAN", 89.54, 49.59, 43.39, 54.42, 54.96), ("CLADE", 92.09, 50.98, 40.63, 48.14, 57.18),
+    ("DM", 91.01, 49.12, 35.41, 27.90, 55.79), ("I2I", 93.76, 49.61, 32.98, 62.68, 63.60),
+    ("I2I + RF", 94.57, 50.43, 30.63, 49.24, 63.51), ("I2I + RF + CT", 94.11, 49.78, 31.38, 66.03, 65.09),
+    # printed: T = 65.27, which no numbers that round to these four give
+    ("IIDM", 94.15, 50.43, 30.75, 63.76, 65.22)]
+
+
+@pytest.mark.parametrize("row, M, A, FID, S, T", TABLES)
+def test_iidm_eq8_gives_the_tables(row, M, A, FID, S, T):
+    """(IIDM Eq. 8) T = M / 100 [0.2 A + 0.3 (0.5 S + 50) + 0.5 (100 - FID)] gives every printed T but IIDM's own."""
+    quality, style, fidelity = 20 * A / 100, 30 * (S / 2 + 50) / 100, 50 * (100 - FID) / 100
+    found = evaluate.total_score(M, A, S, FID)
+    assert found == pytest.approx((quality + style + fidelity) * M / 100, rel=1e-12)
+    assert found == pytest.approx(T, abs=0.02), row
+
+
+def test_iidm_eq8_does_not_give_the_papers_last_row():
+    """(IIDM Eq. 8) T of IIDM is printed as 65.27; the largest that M, A, FID and S allow after rounding is 65.23."""
+    assert evaluate.total_score(94.155, 50.435, 63.765, 30.745) < 65.23 < 65.265
+
+
+# ------------------------------------------------------------------------------------------------- Algorithm 2
+
+def loops_algorithm_2(model, label_map, reference, seeds, starts=(), transfer=True, ddim_steps=0, guidance=1.0):
+    """Algorithm 2 line by line, a picture and a step at a time; without starts the plain DM, from N(0, I) at t = 1000.
+
+    Noise of a picture: its own generator; in each round the first draw is for z_T, then one for each t > 1.
+    """
+    result = []
+    for b, seed in enumerate(seeds):
+        draw = torch.Generator().manual_seed(seed)
+
+        def epsilon():
+            return torch.randn(3, label_map.shape[1] // 4, label_map.shape[2] // 4, generator=draw)[None]
+
+        def eps_theta(z, t):
+            given = prediction(model, z, label_map[b:b + 1], t, 0)
+            nothing = prediction(model, z, torch.full_like(label_map[b:b + 1], NOTHING), t, 0)
+            return (nothing + guidance * (given - nothing))[None] if guidance != 1 else given[None]
+        for k, T in enumerate(starts or (1000,), start=1):
+            if not starts:
+                z = epsilon()
+            else:
+                if k == 1:
+                    X = reference[b]
+                elif transfer:
+                    X = loops_transfer(X_G[0], reference[b]).clamp(-1, 1).float()
+                else:
+                    X = X_G[0]
+                z = math.sqrt(bar[T]) * SCALE * model.autoencoder.encode(X[None]) + math.sqrt(1 - bar[T]) * epsilon()
+            times = [round(T * i / ddim_steps) for i in range(ddim_steps, -1, -1)] if ddim_steps else range(T, -1, -1)
+            for t, s in zip(times, times[1:]):
+                predicted = eps_theta(z, t)
+                if ddim_steps:
+                    z_0 = (z - math.sqrt(1 - bar[t]) * predicted) / math.sqrt(bar[t])
+                    z = math.sqrt(bar[s]) * z_0 + math.sqrt(1 - bar[s]) * predicted
+                else:
+                    gamma_t, beta_t, sigma_t = loops_coefficients(t)
+                    z = gamma_t * z - beta_t * predicted + (sigma_t * epsilon() if t > 1 else 0)
+            X_G = model.autoencoder.decode(z / SCALE).clamp(-1, 1)
+        result.append(X_G[0])
+    return torch.stack(result)
+
+
+ALGORITHM_2 = {  # how generate is asked, how the loops are
+    "three rounds": (dict(start=(40, 9, 5)), dict(starts=(40, 9, 5))),
+    "one round": (dict(start=(30,)), dict(starts=(30,))),
+    "without colour transfer": (dict(start=(9, 5, 7), colour_transfer=False), dict(starts=(9, 5, 7), transfer=False)),
+    "from noise, DDIM": (dict(from_noise=True, ddim_steps=8), dict(ddim_steps=8)),
+    "DDIM": (dict(start=(400, 60), ddim_steps=5), dict(starts=(400, 60), ddim_steps=5)),
+    "guidance": (dict(start=(30, 12), guidance=3.5), dict(starts=(30, 12), guidance=3.5)),
+    "guidance 0": (dict(start=(30,), guidance=0.0), dict(starts=(30,), guidance=0.0))}
+
+
+@pytest.mark.parametrize("case", ALGORITHM_2)
+@torch.no_grad()
+def test_algorithm_2_by_loops(case):
+    """K rounds from the reference, then from the colour-transferred picture of the round before; the modulations that
+    generate computes once are here computed in every step."""
+    options, of_loops = ALGORITHM_2[case]
+    model, given = tiny(), (label_maps(), pictures(), (3, 4))
+    found = generate(model, *given, Inference(**options))
+    expected = loops_algorithm_2(model, *given, **of_loops)
+    assert expected.abs().lt(1).float().mean() > 0.2, "a picture that is cut everywhere would prove nothing"
+    assert_is(found, expected, case, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_algorithm_2_without_a_reference_takes_a_thousand_steps():
+    """DM of Table 2: z_1000 ~ N(0, I), every t; the reference is not looked at and need not be there."""
+    model, label_map = tiny(), label_maps(1, 8, 8)
+    found = generate(model, label_map, None, [3], Inference(from_noise=True))
+    assert_is(found, loops_algorithm_2(model, label_map, None, [3]), "DM", rtol=0, atol=1e-4)
+    few = Inference(from_noise=True, ddim_steps=3)
+    with_reference = generate(model, label_map, pictures(1, 8, 8), [3], few)
+    assert torch.equal(with_reference, generate(model, label_map, None, [3], few))
+
+
+def test_the_defaults_of_inference_are_the_papers():
+    """T = 320, and X_G, X_G^1 and X_G^2: three rounds; Eq. 5 at every t, no guidance."""
+    assert Inference() == Inference((320, 320, 320), False, True, 0, 1.0)
+
+
+def test_a_picture_depends_on_what_is_given_and_not_on_its_batch():
+    """The same alone and beside another; another seed, reference or label map makes another one, beside it none."""
+    model, label_map, reference, inference = tiny(), label_maps(), pictures(), Inference(start=(60, 6))
+    both = generate(model, label_map, reference, (3, 4), inference)
+    assert torch.equal(generate(model, label_map, reference, (3, 4), inference), both), "two calls differ"
+    for b, seed in enumerate((3, 4)):
+        alone = generate(model, label_map[b:b + 1], reference[b:b + 1], (seed,), inference)
+        assert_is(alone[0], both[b], f"picture {b} alone", rtol=0, atol=1e-5)
+    other_map, other_reference = label_map.clone(), reference.clone()
+    other_map[1], other_reference[1] = (label_map[1] + 1) % CLASSES, pictures(seed=5)[1]
+    for what, given in (("seed", (label_map, reference, (3, 5))), ("reference", (label_map, other_reference, (3, 4))),
+                        ("label map", (other_map, reference, (3, 4)))):
+        difference = (generate(model, *given, inference) - both).abs().amax(dim=(1, 2, 3))
+        assert difference[1] > 1e-2 and difference[0] < 1e-5, f"another {what} changes the two by {difference.tolist()}"
+
+
+def test_a_generated_picture_has_no_gradient_and_stays_in_range():
+    image = generate(tiny(), label_maps(), 1.5 * pictures(), (3, 4), Inference(start=(900,), ddim_steps=2))
+    assert image.shape == (2, 3, 16, 24) and image.dtype == torch.float32 and not image.requires_grad
+    assert image.abs().max() == 1, "this start is meant to leave [-1, 1], which is cut"
+
+
+def test_generate_refuses_what_does_not_fit():
+    model, one = tiny(), Inference(start=(2,))
+    for height, width in ((12, 16), (16, 12)):
+        with pytest.raises(ValueError, match=f"{height}x{width}.*divisible by 8"):
+            generate(model, label_maps(2, height, width), pictures(2, height, width), (3, 4), one)
+    with pytest.raises(ValueError, match="got None"):
+        generate(model, label_maps(), None, (3, 4), one)
+    for reference in (pictures(1), pictures(2, 16, 16), pictures()[:, :1]):
+        with pytest.raises(ValueError, match=r"expected references \(2, 3, 16, 24\)"):
+            generate(model, label_maps(), reference, (3, 4), one)
+    with pytest.raises(ValueError, match="expected 2 seeds, one for each label map; got 1"):
+        generate(model, label_maps(), pictures(), [0], Inference(start=(1,)))
+
+
+# ------------------------------------------------------------------------------------------------- autoencoder
+
+def vq_f4(codes=8192):
+    """{name: shape} of latent-diffusion's VQ-f4 (ch 128, mult 1-2-4, two blocks, z and embedding of 3 channels)."""
+    table = {}
+
+    def conv(name, i, o, k):
+        table.update({f"{name}.weight": (o, i, k, k), f"{name}.bias": (o,)})
+
+    def norm(name, channels):
+        table.update({f"{name}.weight": (channels,), f"{name}.bias": (channels,)})
+
+    def block(name, i, o):
+        norm(f"{name}.norm1", i), conv(f"{name}.conv1", i, o, 3), norm(f"{name}.norm2", o), conv(f"{name}.conv2", o, o, 3)
+        if i != o:
+            conv(f"{name}.nin_shortcut", i, o, 1)
+    for side, levels, blocks, resize in (("encoder", ((0, 128, 128), (1, 128, 256), (2, 256, 512)), 2, "down"),
+                                         ("decoder", ((2, 512, 512), (1, 512, 256), (0, 256, 128)), 3, "up")):
+        conv(f"{side}.conv_in", 3, levels[0][1], 3)
+        for n, i, o in levels:
+            for k in range(blocks):
+                block(f"{side}.{resize}.{n}.block.{k}", o if k else i, o)
+            if n != levels[-1][0]:
+                conv(f"{side}.{resize}.{n}.{resize}sample.conv", o, o, 3)
+        block(f"{side}.mid.block_1", 512, 512), block(f"{side}.mid.block_2", 512, 512), norm(f"{side}.mid.attn_1.norm", 512)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{side}.mid.attn_1.{part}", 512, 512, 1)
+        norm(f"{side}.norm_out", levels[-1][2]), conv(f"{side}.conv_out", levels[-1][2], 3, 3)
+    conv("quant_conv", 3, 3, 1), conv("post_quant_conv", 3, 3, 1)
+    if codes:
+        table["quantize.embedding.weight"] = (codes, 3)
+    return table
+
+
+@pytest.mark.parametrize("codes, total", [(8192, 55_322_782), (0, 55_322_782 - 8192 * 3)])
+def test_the_autoencoder_takes_the_public_vq_f4_weights(codes, total):
+    """Names and shapes as published, and 32 groups in every norm; without codes all but the codebook."""
+    with torch.device("meta"):
+        net = Autoencoder(codes=codes)
+    found = {name: tuple(t.shape) for name, t in net.state_dict().items()}
+    assert found == vq_f4(codes)
+    assert sum(math.prod(shape) for shape in found.values()) == total
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-6)}
+
+
+def by_names(state, side, x):
+    """encoder or decoder from its weights' names alone, as latent-diffusion's layers of these names compute."""
+    def conv(name, x, **options):
+        return F.conv2d(x, state[f"{side}.{name}.weight"], state[f"{side}.{name}.bias"], **options)
+
+    def norm(name, x):
+        groups = max(1, x.shape[1] // 16)  # of a narrow network
+        return F.group_norm(x, groups, state[f"{side}.{name}.weight"], state[f"{side}.{name}.bias"], eps=1e-6)
+
+    def swish(x):
+        return x * torch.sigmoid(x)
+
+    def block(name, x):
+        y = conv(f"{name}.conv1", swish(norm(f"{name}.norm1", x)), padding=1)
+        y = conv(f"{name}.conv2", swish(norm(f"{name}.norm2", y)), padding=1)
+        return y + (conv(f"{name}.nin_shortcut", x) if f"{side}.{name}.nin_shortcut.weight" in state else x)
+
+    def middle(x):
+        x = block("mid.block_1", x)
+        q, k, v = (conv(f"mid.attn_1.{part}", norm("mid.attn_1.norm", x)).flatten(2) for part in "qkv")  # (B, C, hw)
+        weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / math.sqrt(q.shape[1]), dim=2)
+        x = x + conv("mid.attn_1.proj_out", torch.einsum("bij,bcj->bci", weights, v).reshape(x.shape))
+        return block("mid.block_2", x)
+    x = conv("conv_in", x, padding=1)
+    if side == "decoder":
+        x = middle(x)
+    for n in ((0, 1, 2) if side == "encoder" else (2, 1, 0)):
+        level, k = {"encoder": "down", "decoder": "up"}[side] + f".{n}", 0
+        while f"{side}.{level}.block.{k}.norm1.weight" in state:
+            x, k = block(f"{level}.block.{k}", x), k + 1
+        if f"{side}.{level}.downsample.conv.weight" in state:  # zeros at the right and the bottom alone
+            x = conv(f"{level}.downsample.conv", F.pad(x, (0, 1, 0, 1)), stride=2)
+        if f"{side}.{level}.upsample.conv.weight" in state:
+            x = conv(f"{level}.upsample.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1)
+    if side == "encoder":
+        x = middle(x)
+    return conv("conv_out", swish(norm("norm_out", x)), padding=1)
+
+
+@torch.no_grad()
+def test_the_autoencoder_computes_as_latent_diffusion():
+    """Written once more from the names: block, attention, where it is padded, what is resized and when."""
+    torch.manual_seed(0)
+    net = Autoencoder(16, (1, 2, 3), 2, 4)
+    for parameter in net.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.3 * torch.randn_like(parameter))  # gains and biases that are not 1 and 0
+    state, image, z = net.state_dict(), pictures(2, 16, 24), normal(2, 4, 4, 6, dtype=torch.float32)
+    quantised = F.conv2d(by_names(state, "encoder", image), state["quant_conv.weight"], state["quant_conv.bias"])
+    assert_is(net.encode(image), quantised, "E", rtol=1e-4, atol=1e-5)
+    back = F.conv2d(z, state["post_quant_conv.weight"], state["post_quant_conv.bias"])
+    assert_is(net.decode(z), by_names(state, "decoder", back), "D", rtol=1e-4, atol=1e-5)
+    assert quantised.shape == (2, 4, 4, 6) and net.decode(z).shape == (2, 3, 16, 24)
+
+
+@torch.no_grad()
+def test_a_codebook_is_in_the_decoder_alone():
+    """D puts every latent pixel on its nearest code, by loops over pixels and codes; E leaves its latents between."""
+    torch.manual_seed(0)
+    net, z = Autoencoder(8, (1, 1, 1), 1, 3, codes=40), normal(2, 3, 4, 6, dtype=torch.float32)
+    codes, on_codes = net.state_dict()["quantize.embedding.weight"].tolist(), torch.zeros_like(z)
+    for b in range(2):
+        for i in range(4):
+            for j in range(6):
+                pixel = z[b, :, i, j].tolist()
+                nearest = min(codes, key=lambda code: sum((p - c) ** 2 for p, c in zip(pixel, code)))
+                on_codes[b, :, i, j] = torch.tensor(nearest)
+    without = Autoencoder(8, (1, 1, 1), 1, 3)
+    without.load_state_dict({name: t for name, t in net.state_dict().items() if not name.startswith("quantize")})
+    assert (on_codes - z).abs().max() > 0.1
+    assert_is(net.decode(z), without.decode(on_codes), "D of the nearest codes", rtol=0, atol=1e-5)
+    assert torch.equal(net.encode(pictures()), without.encode(pictures())), "E must not know the codebook"
+
+
+@torch.no_grad()
+def test_the_models_latents_are_scaled():
+    """encode multiplies by latent_scale, decode divides, and the scale is kept in the checkpoint."""
+    model, image, z = tiny(), pictures(), normal(2, 3, 4, 6, dtype=torch.float32)
+    assert_is(model.encode(image), SCALE * model.autoencoder.encode(image), "encode")
+    assert_is(model.decode(z), model.autoencoder.decode(z / SCALE), "decode")
+    assert model.state_dict()["latent_scale"].item() == pytest.approx(SCALE)
+
+
+# ------------------------------------------------------------------------------------------------------- U-Net
+
+def unet_by_hand(classes, width=256, multipliers=(1, 1, 2, 3, 4), hidden=128, attends=(False, False, True, True, True)):
+    """Parameters of each part: a convolution k x k has k*k*i*o weights and o biases, a norm 2 c, SPADE no norm."""
+    time = 4 * width
+
+    def norm(c, conditioned):
+        return (3*3*classes*hidden + hidden) + 2 * (3*3*hidden*c + c) if conditioned else 2 * c
+
+    def block(i, o, conditioned):
+        main = norm(i, conditioned) + 3*3*i*o + o + norm(o, conditioned) + 3*3*o*o + o
+        return main + time*2*o + 2*o + (i*o + o if i != o else 0)
+
+    def attention(c):
+        return 2*c + c*3*c + 3*c + c*c + c
+    parts = {"time": width*time + time + time*time + time, "first": 3*3*3*width + width, "down": 0, "middle": 0, "up": 0}
+    c, skips = width, [width]
+    for level, (multiplier, attending) in enumerate(zip(multipliers, attends)):
+        for _ in range(2):
+            parts["down"] += block(c, width * multiplier, False) + attending * attention(width * multiplier)
+            c = width * multiplier
+            skips.append(c)
+        if level < 4:
+            parts["down"] += block(c, c, False)
+            skips.append(c)
+    parts["middle"] = 2 * block(c, c, True) + attention(c)
+    for level, (multiplier, attending) in reversed(list(enumerate(zip(multipliers, attends)))):
+        for _ in range(3):
+            parts["up"] += block(c + skips.pop(), width * multiplier, True) + attending * attention(width * multiplier)
+            c = width * multiplier
+        if level:
+            parts["up"] += block(c, c, True)
+    return {**parts, "norm": 2 * c, "out": 3*3*c*3 + 3}
+
+
+def test_parameters_of_the_unet_at_full_size():
+    """SDM's U-Net, as in the released code: 256 channels x 1, 1, 2, 3, 4, attention at strides 4, 8, 16."""
+    with torch.device("meta"):
+        model = IIDM(151)
+        modulations = model.unet.modulations(torch.empty(1, 256, 256, dtype=torch.int64))
+        assert model.unet(torch.empty(1, 3, 64, 64), torch.empty(1), modulations).shape == (1, 3, 64, 64)
+    assert parameters_by_part(model.unet) == unet_by_hand(151)
+    assert sum(unet_by_hand(151).values()) == 507_436_291
+    assert (model.shrinks, model.downsampling) == (4, 64)
+    heads = {m.norm.num_channels // m.heads for m in model.modules() if isinstance(m, iidm.UNetAttention)}
+    assert heads == {64}
+
+
+def test_the_unet_starts_with_the_prediction_0():
+    """Its last convolution is 0 at first, and every block its shortcut."""
+    torch.manual_seed(0)
+    net = IIDM(CLASSES, 8, (1, 1, 1), 1, 3, 0, 16, (1, 2), 1, (2,), 8, 8).unet
+    last = []
+    net.out.register_forward_pre_hook(lambda _, args: last.append(args[0]))
+    found = net(normal(2, 3, 4, 6, dtype=torch.float32), torch.tensor([3, 800]), net.modulations(label_maps()))
+    assert found.shape == (2, 3, 4, 6) and not found.any() and last[0].any()
+    same = UNetBlock(16, 16, 8, (1, 1))
+    x = normal(2, 16, 4, 6, dtype=torch.float32)
+    assert torch.equal(same(x, torch.randn(2, 8)), x)
+
+
+@torch.no_grad()
+def test_time_is_cosines_and_sines_of_t_by_loops():
+    """channels / 2 wavelengths, 2 pi 10000^(2 i / channels); the network adds two layers with SiLU between."""
+    t_of, channels = (1, 17, 320, 1000), 16
+    expected = torch.zeros(4, channels)
+    for b, t in enumerate(t_of):
+        for i in range(channels // 2):
+            expected[b, i] = math.cos(t / 10_000 ** (2 * i / channels))
+            expected[b, channels // 2 + i] = math.sin(t / 10_000 ** (2 * i / channels))
+    assert_is(time_features(torch.tensor(t_of), channels), expected, "time", rtol=0, atol=2e-4)
+    net, given = tiny().unet, []
+    net.down[0][0].register_forward_pre_hook(lambda _, args: given.append(args[1]))
+    net(normal(4, 3, 4, 6, dtype=torch.float32), torch.tensor(t_of), net.modulations(label_maps(4)))
+    hidden = expected @ net.time[0].weight.T + net.time[0].bias
+    hidden = hidden * torch.sigmoid(hidden)
+    assert_is(given[0], hidden @ net.time[2].weight.T + net.time[2].bias, "time of the blocks", rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("strides, classes", [((1, 1), 0), ((1, 2), 0), ((2, 2), 3), ((2, 1), 3)])
+@torch.no_grad()
+def test_a_unet_block_by_its_formula(strides, classes):
+    """norm, SiLU, resize, conv, norm, (1 + scale) y + shift from t, SiLU, conv; plus the resized shortcut. Norms are group
+    norms, with SPADE's (1 + gamma) and beta at the size of what they normalise."""
+    torch.manual_seed(0)
+    block, size = UNetBlock(16, 32, 8, strides, classes, 4), 8 // strides[0]
+    for parameter in block.parameters():
+        parameter.copy_(0.3 * torch.randn_like(parameter))
+    x, time = torch.randn(2, 16, size, size), torch.randn(2, 8)
+    labels = {stride: torch.rand(2, 3, 8 // stride, 8 // stride) for stride in (1, 2)}
+
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    def resized(x):
+        if strides == (1, 2):
+            return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3) if strides == (2, 1) else x
+
+    def norm(layer, x, stride):
+        groups = x.unflatten(1, (x.shape[1] // 16, 16))
+        mean, var = groups.mean(dim=(2, 3, 4), keepdim=True), groups.var(dim=(2, 3, 4), correction=0, keepdim=True)
+        y = ((groups - mean) / (var + 1e-6).sqrt()).flatten(1, 2)
+        if not classes:
+            return y * layer.weight[:, None, None] + layer.bias[:, None, None]
+        shared = F.conv2d(labels[stride], layer.shared[0].weight, layer.shared[0].bias, padding=1).clamp_min(0)
+        gamma_beta = F.conv2d(shared, layer.to_gamma_beta.weight, layer.to_gamma_beta.bias, padding=1)
+        return y * (1 + gamma_beta[:, :x.shape[1]]) + gamma_beta[:, x.shape[1]:]
+
+    def conv(layer, x):
+        return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[2] // 2)
+    y = norm(block.norm_1, conv(block.conv_0, resized(silu(norm(block.norm_0, x, strides[0])))), strides[1])
+    scale_shift = (silu(time) @ block.to_scale_shift.weight.T + block.to_scale_shift.bias)[:, :, None, None]
+    y = y * (1 + scale_shift[:, :32]) + scale_shift[:, 32:]
+    expected = conv(block.shortcut, resized(x)) + conv(block.conv_1, silu(y))
+    found = block(x, time, block.modulation(labels)) if classes else block(x, time)
+    assert_is(found, expected, f"block of strides {strides}", rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_of_the_unet_by_loops():
+    """Residual, over all pixels, in heads of head_channels: softmax(q k / sqrt(d)) v in each."""
+    torch.manual_seed(0)
+    net, x = iidm.UNetAttention(8, 4), torch.randn(2, 8, 2, 3)
+    net.out.weight.copy_(torch.eye(8)[:, :, None, None])  # starts at 0
+    q, k, v = net.to_query_key_value(F.group_norm(x, 1, eps=1e-6)).flatten(2).split(8, dim=1)  # (2, 8, 6) each
+    expected = x.clone()
+    for b in range(2):
+        for head in (slice(0, 4), slice(4, 8)):
+            for i in range(6):
+                weights = [math.exp(sum((q[b, head, i] * k[b, head, j]).tolist()) / 2) for j in range(6)]
+                mixed = sum(w * v[b, head, j] for j, w in enumerate(weights)) / sum(weights)
+                expected[b, head, i // 3, i % 3] += mixed
+    assert net.heads == 2
+    assert_is(net(x), expected, "attention", rtol=0, atol=1e-5)
+
+
+def watched(net, z, t, modulations):
+    """The U-Net's prediction, and (part, its arguments, its output) of all that ran, in order."""
+    calls, hooks = [], []
+    for part in (net.first, *(part for level in net.down for part in level), *net.middle,
+                 *(part for level in net.up for part in level), net.norm):
+        hooks.append(part.register_forward_hook(lambda part, args, y: calls.append((part, args, y))))
+    result = net(z, t, modulations)
+    for hook in hooks:
+        hook.remove()
+    return result, calls
+
+
+@torch.no_grad()
+def test_the_unet_is_one_path_with_skips():
+    """Every part once, in order, on what the one before made; each decoder level starts from the skip of the encoder that
+    is left, last one first; the modulations reach the blocks that made them; the end is conv(SiLU(norm))."""
+    net, z, t = tiny().unet, normal(2, 3, 4, 6, dtype=torch.float32), torch.tensor([3, 800])
+    made = {}
+    for norm in (module for module in net.modules() if isinstance(module, SPADE)):
+        norm.to_gamma_beta.register_forward_hook(lambda _, __, y, of=id(norm): made.update({of: y}))
+    result, calls = watched(net, z, t, net.modulations(label_maps()))
+    # down: two levels of one block and one that halves between; up: two of two blocks, the second of which enlarges
+    order = [net.first, *(part for level in net.down for part in level), *net.middle, *net.up[0][:2], *net.up[1],
+             *net.up[2][:2], *net.up[3][:2], net.norm]
+    assert len(net.down) == 3 and len(net.up) == 4 and [id(part) for part, _, _ in calls] == [id(part) for part in order]
+    starts, skips = [id(level[0]) for level in net.up], [y for part, _, y in calls[:7:2]]
+    for (_, _, before), (part, args, _) in zip(calls, calls[1:]):
+        assert torch.equal(args[0][:, :before.shape[1]], before)
+        if id(part) in starts:
+            before = torch.cat([before, skips.pop()], dim=1)
+        assert args[0].shape == before.shape and torch.equal(args[0], before)
+    assert not skips
+    conditioned = [(part, args[2]) for part, args, _ in calls if len(args) == 3]
+    assert len(conditioned) == 7 and len(made) == 14
+    for part, given in conditioned:
+        for norm, gamma_beta in zip((part.norm_0, part.norm_1), given):
+            assert torch.equal(torch.cat(gamma_beta, dim=1), made[id(norm)]), "the modulation of another norm"
+    end = calls[-1][2]
+    expected = F.conv2d(end * torch.sigmoid(end), net.out.weight, net.out.bias, padding=1)
+    assert_is(result, expected, "the last layer")
+
+
+@torch.no_grad()
+def test_the_label_map_enters_in_the_middle_and_the_decoder_alone():
+    """Two label maps: the encoder computes the same bit for bit, everything behind it something else; t matters."""
+    net, z, t = tiny().unet, normal(2, 3, 4, 6, dtype=torch.float32), torch.tensor([3, 800])
+    one, calls = watched(net, z, t, net.modulations(label_maps()))
+    other, other_calls = watched(net, z, t, net.modulations(label_maps(seed=2)))
+    differences = [(a - b).abs().max() for (_, _, a), (_, _, b) in zip(calls, other_calls)]
+    assert not any(differences[:7]), "the encoder (a convolution, three blocks, three attentions) sees the label map"
+    assert min(differences[7:]) > 1e-2 and (one - other).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    for changed in (t + 100, t.flip(0)):
+        assert (net(z, changed, net.modulations(label_maps())) - one).abs().max() > 1e-2, "t does not matter"
+
+
+@torch.no_grad()
+def test_a_condition_is_the_share_of_each_class():
+    """What SPADE's first convolution sees, by loops: at stride s of the latent the share of each class among the 4 s x
+    4 s pixels that a feature covers; in a map that is not known, 0 of each."""
+    net, label_map, given = tiny().unet, label_maps(), []
+    for block in net.conditioned_blocks():
+        for norm in (block.norm_0, block.norm_1):
+            norm.shared.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    net.modulations(label_map)
+    strides = [2] * 4 + [2] * 4 + [2, 1] + [1] * 4  # two norms each: middle twice, up twice, the enlarging one, up twice
+    assert [x.shape[3] for x in given] == [24 // (4 * s) for s in strides]
+    for x, s in zip(given, strides):
+        n = 4 * s
+        for b in range(2):
+            for c in range(CLASSES):
+                for i in range(16 // n):
+                    for j in range(24 // n):
+                        patch = [label_map[b, i * n + y, j * n + u].item() for y in range(n) for u in range(n)]
+                        assert x[b, c, i, j].item() == pytest.approx(patch.count(c) / n ** 2, abs=1e-6), f"stride {s}"
+    given.clear()
+    net.modulations(label_map, torch.tensor([True, False]))
+    assert len(given) == 14 and all(x[0].any() and not x[1].any() for x in given)
+
+
+@torch.no_grad()
+def test_modulations_of_an_unknown_map_and_their_use_over_many_steps():
+    """known = False is a map without any class, for that picture alone; one set of modulations serves every t, and is
+    left as it was."""
+    net, label_map, z = tiny().unet, label_maps(), normal(2, 3, 4, 6, dtype=torch.float32)
+    empty = label_map.clone()
+    empty[1] = NOTHING
+    once = net.modulations(label_map, torch.tensor([True, False]))
+    for t in (900, 20, 1):
+        t = torch.tensor([t, t])
+        assert torch.equal(net(z, t, once), net(z, t, net.modulations(empty))), f"t = {t[0]}"
+    assert (net(z, t, once) - net(z, t, net.modulations(label_map)))[1].abs().max() > 1e-2
+
+
+# ----------------------------------------------------------------------------------------------------- options
+
+def asked(words):
+    parser = argparse.ArgumentParser()
+    add_inference_options(parser)
+    return inference_of(parser.parse_args(words.split()))
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("", Inference((320, 320, 320), False, True, 0, 1.0)),
+    ("--start 600,640,400", Inference((600, 640, 400), False, True, 0, 1.0)),
+    ("--start 600,640,400 --rounds 3", Inference((600, 640, 400), False, True, 0, 1.0)),
+    ("--start 600,640", Inference((600, 640), False, True, 0, 1.0)),
+    ("--rounds 1", Inference((320,), False, True, 0, 1.0)),
+    ("--start 1000 --rounds 2", Inference((1000, 1000), False, True, 0, 1.0)),
+    ("--start 1", Inference((1, 1, 1), False, True, 0, 1.0)),
+    ("--colour-transfer off", Inference((320, 320, 320), False, False, 0, 1.0)),
+    ("--colour-transfer on --ddim-steps 50", Inference((320, 320, 320), False, True, 50, 1.0)),
+    ("--from-noise --ddim-steps 1000", Inference((320, 320, 320), True, True, 1000, 1.0)),
+    ("--guidance 0", Inference((320, 320, 320), False, True, 0, 0.0)),
+    ("--guidance 3.5 --from-noise", Inference((320, 320, 320), True, True, 0, 3.5))])
+def test_options_of_inference(words, expected):
+    assert asked(words) == expected
+
+
+@pytest.mark.parametrize("words, message", [
+    ("--start 0", "--start 0: .*1 to 1000"), ("--start 1001", "--start 1001: .*1 to 1000"),
+    ("--start 600,0,400", "--start 600,0,400: .*1 to 1000"), ("--start x", "--start x: expected a number"),
+    ("--start 600,", "--start 600,: expected a number"), ("--rounds 0", "--rounds 0"), ("--rounds -1", "--rounds -1"),
+    ("--rounds 2 --start 600,640,400", r"--rounds 2: .*\(3\)"), ("--rounds 0 --start 600,640,400", "--rounds 0"),
+    ("--from-noise --start 320", "--from-noise"), ("--from-noise --rounds 2", "--from-noise"),
+    ("--from-noise --colour-transfer off", "--from-noise"), ("--ddim-steps -1", "--ddim-steps -1: expected 0 to 1000"),
+    ("--ddim-steps 1001", "--ddim-steps 1001: expected 0 to 1000"), ("--guidance -1", "--guidance -1.0: expected 0 to 100"),
+    ("--guidance nan", "--guidance nan"), ("--guidance 101", "--guidance 101.0")])
+def test_options_of_inference_out_of_range(words, message):
+    with pytest.raises(ValueError, match=message):
+        asked(words)
