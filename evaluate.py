@@ -939,7 +939,7 @@ def measure_denoising(G, sample, style, device, against, show):
                                     (f"DDIM from T = {T}", 25, iidm.Inference(start=(T,), ddim_steps=25))):
         runs[what, passes] = lambda inference=inference: iidm.generate(G, label_map, styles, [0], inference)
     if against is not None:
-        offsets = sample["offsets"][None].to(device) if against.offset_channels else None
+        offsets = torch.zeros(1, 2, *label_map.shape[1:], device=device) if against.offset_channels else None  # as any
         z = noise([0], 0, against.z_dim).to(device)
         runs["GAN", 1] = lambda: against(label_map, z, offsets)
         for _ in range(LATENCY_WARM_UP):
@@ -1098,8 +1098,8 @@ def parse_options(argv):
                        "elsewhere, for IIDM's total")
     group.add_argument("--latency-modes", choices=("both", "eager"), default="both",
                        help="both: eager and torch.compile; eager is sooner done")
-    group.add_argument("--latency-against", type=Path, metavar="EMA_FILE", help="with an IIDM checkpoint: a GAN's, timed in "
-                       "turn with it")
+    group.add_argument("--latency-against", type=Path, metavar="EMA_FILE", help="with an IIDM checkpoint and --metrics latency, "
+                       "which times Eq. 5 from noise and from the paper's T, and 50 and 25 steps of DDIM: a GAN's, in turn with it")
     iidm.add_inference_options(parser)
     group = parser.add_argument_group("machine and output")
     group.add_argument("--output-dir", type=Path, help="default: eval_STEP beside the checkpoint, or eval")
@@ -1115,12 +1115,11 @@ def parse_options(argv):
     if args.fake and not args.real and not args.dataset or args.real and (args.dataset or not args.fake):
         raise InputError("--fake DIR needs either --real DIR or --dataset NAME, and --real DIR needs --fake DIR alone")
     possible = METRICS if args.checkpoint else ("fid", "miou", "iidm") if args.dataset else ("fid",)
-    if args.fake and (args.real and args.reference or any((args.start, args.rounds, args.colour_transfer, args.from_noise,
-                                                            args.ddim_steps, args.guidance, args.ensemble))):
+    if args.fake and (args.real and args.reference or iidm.inference_options(args)):
         raise InputError("with --fake DIR the pictures are there already: of IIDM's options --reference alone has a meaning, "
                          "and that with --dataset")
     if args.latency_against and not args.checkpoint:
-        raise InputError("--latency-against needs --checkpoint with an IIDM checkpoint")
+        raise InputError(f"--latency-against {args.latency_against}: needs an IIDM --checkpoint, and --metrics latency")
     args.default_metrics = args.metrics is None
     asked = (args.metrics or ",".join(m for m in METRICS[:4] if m in possible)).split(",")
     strange = [m for m in asked if m not in possible]
@@ -1157,6 +1156,8 @@ def open_what_is_scored(args, device):
         if inference is not None:
             args.reference = args.reference or ["train"]
             args.metrics = ["fid", "miou", "iidm"] if args.default_metrics else args.metrics
+        if args.latency_against and (inference is None or "latency" not in args.metrics):
+            raise InputError(f"--latency-against {args.latency_against}: needs an IIDM --checkpoint, and --metrics latency")
         args.dataset, size = args.dataset or checkpoint["dataset"], args.image_size or tuple(checkpoint["image_size"])
         if size[0] % G.downsampling or size[1] % G.downsampling:
             raise InputError(f"--image-size {size[0]}x{size[1]}: both sides must be divisible by {G.downsampling}")
@@ -1172,7 +1173,7 @@ def open_what_is_scored(args, device):
                              f"of --fake are {size[0]}x{size[1]}; --image-size {size[0]}x{size[1]} resizes them")
         fake, real = list(fake_files.values()), list(real_files.values())
         stats = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in real)
-        return None, None, {"inference": None, "style": None, "size": size, "count": len(fake), "real_count": len(real), "real_key": stats,
+        return None, None, {"inference": None, "style": None, "one_style": False, "against": None, "size": size, "count": len(fake), "real_count": len(real), "real_key": stats,
                             "how": f"; files {suffixes(fake)} generated, {suffixes(real)} real" + (
                                 "; real pictures resized bicubic" if args.image_size else ", as they are"),
                             "fake": lambda i: read_picture(fake[i], size),
@@ -1184,18 +1185,22 @@ def open_what_is_scored(args, device):
         raise InputError(f"{args.checkpoint} was trained on {checkpoint['dataset']} with {len(checkpoint['classes'])} "
                          f"classes and {offset_channels} offset channels; --dataset "
                          f"{args.dataset} has {len(dataset.classes)} and {2 * dataset.has_instances}")
+    against = None
+    if args.latency_against:
+        against, other = load_generator(args.latency_against, device)
+        if other.get("architecture") == "iidm" or other["classes"] != list(dataset.classes) \
+                or size[0] % against.downsampling or size[1] % against.downsampling:
+            raise InputError(f"--latency-against {args.latency_against}: expected a GAN's ema_*.pt of the same dataset and size")
     count = min(len(dataset), args.count or len(dataset))
     if count < 2:
         raise InputError(f"--dataset {args.dataset}: {count} pictures to score; expected 2 or more (a covariance)")
     folder, style = args.output_dir / "pictures", None
     if args.reference:
-        styles = open_references(args.reference, args.dataset, args.data_path, size)
+        styles = open_references(args.reference, args.dataset, args.data_path, size, dataset.names[:count])
         if len(styles) > 1:
             raise InputError(f"--reference {' '.join(args.reference)}: {len(styles)} images; expected one, a folder with one for "
                              f"each label map, or train")
         style = next(iter(styles.values()))
-        for name in dataset.names[:count] if args.reference != ["train"] else ():
-            style(name, 0)  # a missing one is missed now, not after hours
     if args.fake:
         names = dataset.names[:count]
         alone = [name for name in names if name not in fake_files]
@@ -1203,7 +1208,8 @@ def open_what_is_scored(args, device):
             raise InputError(f"--fake {args.fake}: no picture of {len(alone)} of the {count} label maps, such as "
                              f"{alone[0]}.png; expected one named as each label map (--count N for the first N)")
     return G, dataset, {
-        "inference": inference, "style": style, "size": size, "count": count, "real_count": count, "real_key": dataset.fingerprint(), "folder": folder,
+        "inference": inference, "style": style, "one_style": style is not None and "" not in styles, "against": against,
+        "size": size, "count": count, "real_count": count, "real_key": dataset.fingerprint(), "folder": folder,
         "how": f"; one for each label map of {args.dataset} {args.split}, " + (
             f"{suffixes(fake_files.values())} files" if args.fake else "seed 0 of the averaged generator")
         + "; real pictures resized bicubic",
@@ -1239,7 +1245,10 @@ def evaluate(args):
         "split": args.split, "image_size": list(size), "amp": args.amp,
         "noise": f"z of map i and seed s: torch.randn from a CPU generator seeded with s * {SEED_STRIDE} + i"}
     if inference is not None:
-        manifest.update(inference=json.loads(json.dumps(inference)), reference=args.reference,
+        looks = hashlib.sha256()
+        for name in dataset.names[:count] if not inference.from_noise else ():
+            looks.update(style(name, 0).numpy().tobytes())
+        manifest.update(inference=json.loads(json.dumps(inference)), reference=looks.hexdigest(),
                         ensemble=args.ensemble and sha256_of(args.ensemble))
     if manifest and rank == 0:
         claim_pictures(out / "pictures", manifest, args.force)
@@ -1256,7 +1265,7 @@ def evaluate(args):
         if inference is None:
             scores["latency"] = score_latency(G, dataset[0], device, args.latency_modes == "both", at)
         else:
-            scores["latency"] = score_denoising(args, G, dataset, style, device, at)
+            scores["latency"] = score_denoising(args, G, scored["against"], dataset, style, device, at)
     if world > 1:
         dist.barrier()
     if wants_segmenter:
@@ -1307,8 +1316,10 @@ def evaluate(args):
             def style_of(i):
                 return scored["real"](i) if style is None else to_pixels(style(dataset.names[i], 0)[None])[0]
             S, S_other = (score_style(scored["fake"], lambda i: style_of((i + shift) % count), count, device, args.batch_size,
-                                      rank, world) for shift in (0, count // 2))
-            scores["iidm"] = summarise_iidm(scores, S, S_other if style else None, args.aesthetic)
+                                      rank, world) if shift == 0 or style and not scored["one_style"] else None
+                          for shift in (0, count // 2))
+            scores["iidm"] = summarise_iidm(scores, S, S_other, "the real picture" if style is None else "the reference",
+                                            args.aesthetic)
     if "latency" in scores:
         scores["latency"] = scores.pop("latency")  # last in the table
     if wants_segmenter and G is not None:
@@ -1365,16 +1376,9 @@ def score_latency(G, sample, device, compiled, at):
     return found
 
 
-def score_denoising(args, G, dataset, style, device, at):
-    against = None
-    if args.latency_against:
-        against, checkpoint = load_generator(args.latency_against, device)
-        if checkpoint.get("architecture") == "iidm" or checkpoint["classes"] != list(dataset.classes):
-            raise InputError(f"--latency-against {args.latency_against}: expected a GAN's ema_*.pt of the same dataset")
+def score_denoising(args, G, against, dataset, style, device, at):
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    instances = against is not None and against.offset_channels > 0
-    sample = open_dataset(args.dataset, args.data_path, args.split, dataset.image_size, instances=instances)[0]
-    return {"denoising": measure_denoising(G, sample, style(dataset.names[0], 0), device, against, True), "device": where,
+    return {"denoising": measure_denoising(G, dataset[0], style(dataset.names[0], 0), device, against, True), "device": where,
             "protocol": f"latency: {where}, torch {torch.__version__}; one picture of {at}, float32, from a label map and a "
             f"reference on the device to a picture on it, E and D included; mean and standard deviation of {DENOISING_RUNS} "
             f"runs" + (f", each in turn with {LATENCY_RUNS // DENOISING_RUNS} of {args.latency_against}" if against else "")}
@@ -1391,8 +1395,10 @@ def summarise_segmentation(found, names, protocol):
     return summary
 
 
-def summarise_iidm(scores, S, S_other, A):
-    """M, A, S and T (IIDM Sec. 3.1) with what has to be said about them. S_other: None without style references.
+def summarise_iidm(scores, S, S_other, style, A):
+    """M, A, S and T (IIDM Sec. 3.1) with what has to be said about them, T also where FID or A had to be left out.
+
+    style: what S compares with; S_other: S to another map's reference, None where there is one reference or none.
 
     PAPER: M by "a pretrained SegFormer", A by a model of aesthetics. / HERE: M is the pixel accuracy of --segmenter, A
     is given or left out. / WHY: neither model is named closely enough to load.
@@ -1403,7 +1409,6 @@ def summarise_iidm(scores, S, S_other, A):
     lacks = ["its term 0.2 A"] * (A is None) + ["FID"] * (name != "FID")
     if lacks:
         notes["T"] = f", WITHOUT {' and '.join(lacks)}" + (f" ({name} in its place)" if name != "FID" else "") + ", so not IIDM's"
-    style = "the real picture" if S_other is None else "the reference"
     return {"M": M, "A": A, "S": S, "S_other": S_other, "style": style, "T": total_score(M, A or 0.0, S, scores["fid"]["value"]),
             "notes": notes, "protocol":
             f"IIDM: M pixel accuracy of the segmenter above; S Pearson's correlation of 256-bin histograms, mean over "

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from baselines import dpgan, iidm, oasis
@@ -31,9 +31,10 @@ def load_generator(path, device="cpu", ensemble=None):
 
     ensemble: a second file of the same IIDM run, to average with (IIDM Eq. 7).
     """
-    files = [path] if ensemble is None else [path, ensemble]
-    states = []
-    for file in files:
+    checkpoints = []
+    for file in filter(None, (ensemble, path)):
+        if not Path(file).is_file():
+            raise InputError(f"{file}: not there; give one of the ema_*.pt of a run folder")
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             G = GENERATORS[checkpoint.get("architecture", "dp-sims")](**checkpoint["generator"])
@@ -41,10 +42,13 @@ def load_generator(path, device="cpu", ensemble=None):
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
             raise InputError(f"{file}: not an EMA file of train.py ({type(error).__name__}); give one of the "
                              f"ema_*.pt of a run folder") from None
-        states.append(checkpoint["ema"])
+        checkpoints.append(checkpoint)
     if ensemble is not None:
         try:
-            G.load_state_dict(iidm.average(*states))
+            mean = iidm.average(*(c["ema"] for c in checkpoints))
+            if any(checkpoints[0].get(key) != checkpoint.get(key) for key in ("run", "dataset", "classes")):
+                raise ValueError("two runs")
+            G.load_state_dict(mean)
         except ValueError as error:
             raise InputError(f"{path} and --ensemble {ensemble} are {error}; give two ema_*.pt of one run folder") from None
     return G.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), checkpoint
@@ -79,8 +83,19 @@ def parse_seeds(text):
         first, _, last = part.partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
             raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0-7 or 0,3,5")
+        if int(last or first) >= 2 ** 32:
+            raise argparse.ArgumentTypeError(f"{text}: a seed has 32 bits; expected numbers below {2 ** 32}")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
+
+
+def names_of(args, size):
+    """The names of the label maps that read_maps gives."""
+    if args.dataset:
+        names = open_dataset(args.dataset, args.data_path, args.split, size, instances=False).names
+    else:
+        names = sorted(file.stem for file in args.labels.glob("*.png")) if args.labels.is_dir() else [args.labels.stem]
+    return names[:args.count or None]
 
 
 def read_maps(args, checkpoint, size):
@@ -127,23 +142,27 @@ def read_maps(args, checkpoint, size):
 
 
 def read_reference(file, size):
-    """A style reference at `size` (H, W): (3, H, W) in [-1, 1]. Says where that changes the picture. Raises InputError."""
-    image, (H, W) = open_picture(file), size
+    """A style reference at `size` (H, W): (3, H, W) in [-1, 1], and what was done to it or "". Raises InputError."""
+    image, (H, W), notes = ImageOps.exif_transpose(open_picture(file)), size, []
     if image.mode[0] in "IF":
         raise InputError(f"{file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise InputError(f"{file}: has transparent pixels, whose colours are no style; put it on a background")
     if image.mode in ("1", "L", "LA"):
-        print(f"{file} is greyscale: a style without colours, which the pictures will follow")
+        notes.append(f"{file} is greyscale: a style without colours, which the pictures will follow")
     image = image.convert("RGB")
     if image.size != (W, H):
-        print(f"{file} is {image.height}x{image.width} (height x width), the pictures here {H}x{W}: resized, bicubic")
+        notes.append(f"{file} is {image.height}x{image.width} (height x width), the pictures here {H}x{W}: resized, bicubic"
+                     + ("" if image.width * H == image.height * W else ", and squeezed"))
         image = image.resize((W, H), Image.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1             # (3, H, W)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1, "\n".join(notes)  # (3, H, W)
 
 
-def open_references(reference, dataset, data_path, size):
+def open_references(reference, dataset, data_path, size, names):
     """--reference -> {its name: read(name of a label map, seed) -> (3, H, W) in [-1, 1]}. Raises InputError.
 
-    reference: ["train"], a folder with a picture of each map's name, or files, each of them for every map.
+    reference: ["train"], a folder with a picture of each map's name, or files, each of them for every map. names: of the
+    label maps. Says which references are brought to size or have no colours.
     """
     if not reference:
         raise InputError("IIDM starts from a style reference: give --reference with an image, a folder or train; or "
@@ -163,23 +182,33 @@ def open_references(reference, dataset, data_path, size):
     for file in files:
         if not file.exists():
             raise InputError(f"--reference {file}: not there; expected an image, a folder of them, or train")
-    if len(files) == 1 and files[0].is_dir():
+        if file.is_dir() and len(files) > 1:
+            raise InputError(f"--reference {file}: a folder beside other references; expected one folder alone, or images")
+    if files[0].is_dir():
         found = listed(files[0], IMAGE_ENDINGS)
-
-        def of_name(name, seed):
-            if name not in found:
-                raise InputError(f"--reference {files[0]}: no picture named {name}, as a label map is; to draw every map in the "
-                                 f"style of some pictures, give the files")
-            return read_reference(found[name], size)
-        return {"": of_name}
-    return {file.stem + "_": lambda name, seed, image=read_reference(file, size): image for file in files}
+        alone = [name for name in names if name not in found]
+        if alone:
+            raise InputError(f"--reference {files[0]}: {len(found)} pictures, none of them named {alone[0]}, as a label map is (of "
+                             f"{len(names)} maps {len(alone)} have none); to draw every map in the style of some pictures, "
+                             f"give the files")
+        notes = list(filter(None, (read_reference(found[name], size)[1] for name in names)))  # and all can be read
+        if notes:
+            print(notes[0] + (f"\n(and {len(notes) - 1} more)" if len(notes) > 1 else ""))
+        return {"": lambda name, seed: read_reference(found[name], size)[0]}
+    styles = {}
+    for file in files:
+        if file.stem + "_" in styles:
+            raise InputError(f"--reference {file}: two of them are called {file.stem}, and so would be their pictures; rename one")
+        styles[file.stem + "_"], note = read_reference(file, size)
+        if note:
+            print(note)
+    return {title: lambda name, seed, style=style: style for title, style in styles.items()}
 
 
 def check_inference(args, checkpoint):
     """-> iidm.Inference of the options, or None for a GAN. Raises InputError for options that do not fit the checkpoint."""
     if checkpoint.get("architecture") != "iidm":
-        given = [name for name in ("reference", "start", "rounds", "colour_transfer", "from_noise", "ddim_steps", "guidance",
-                                   "ensemble") if getattr(args, name)]
+        given = ["reference"] * (args.reference is not None) + iidm.inference_options(args)
         if given:
             raise InputError(f"--{given[0].replace('_', '-')} is for checkpoints of --model iidm; {args.checkpoint} is not one")
         return None
@@ -244,7 +273,8 @@ def main():
     elif inference is None:
         z = {f"seed{seed:03d}": z_of_seed(seed, G.z_dim) for seed in args.seeds}
     else:
-        references = {"": None} if inference.from_noise else open_references(args.reference, args.dataset, args.data_path, size)
+        references = {"": None} if inference.from_noise else open_references(args.reference, args.dataset, args.data_path, size,
+                                                                             names_of(args, size))
         z = {f"{title}seed{seed:03d}": (read, seed) for title, read in references.items() for seed in args.seeds}
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -189,6 +189,11 @@ class Autoencoder(nn.Module):
 
 # ------------------------------------------------------------------------------------------------ U-Net
 
+def zero(conv):
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+
+
 def normalise(norm, x, modulation):
     return norm(x) if modulation is None else norm.modulate(x, *modulation)
 
@@ -209,7 +214,7 @@ class UNetBlock(nn.Module):
         self.to_scale_shift = nn.Linear(time_channels, 2 * out_channels)
         self.norm_1, self.conv_1 = make(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
-        nn.init.zeros_(self.conv_1.weight), nn.init.zeros_(self.conv_1.bias)  # every block starts as its shortcut
+        zero(self.conv_1)  # every block starts as its shortcut
 
     def modulation(self, labels):
         """labels {stride: (B, C, h, w)} -> (gamma, beta) of both norms."""
@@ -236,7 +241,7 @@ class UNetAttention(nn.Module):
         self.heads = max(1, channels // head_channels)
         self.norm, self.to_query_key_value = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
+        zero(self.out)
 
     def forward(self, x):
         B, C, h, w = x.shape
@@ -251,15 +256,15 @@ class UNet(nn.Module):
     The label map enters by SPADE group norms in the middle and the decoder. What it gives, gamma and beta of every
     norm, depends on neither z nor t: modulations() computes it once for all denoising steps of a picture.
     multipliers: channels of each scale, finest first; h and w must be divisible by 2^(len(multipliers) - 1).
-    pixels: sides of the label map's window under a latent pixel, 4 in this description.
+    pixels: label-map pixels a side of one latent pixel.
     """
 
     def __init__(self, num_classes, latent_channels=LATENT_CHANNELS, channels=CHANNELS, multipliers=MULTIPLIERS,
                  blocks=BLOCKS, attention_strides=ATTENTION_STRIDES, head_channels=HEAD_CHANNELS, hidden=HIDDEN, pixels=4):
         super().__init__()
-        self.num_classes, self.channels, self.pixels, time = num_classes, channels, pixels, 4 * channels
+        self.num_classes, self.channels, self.pixels, time_channels = num_classes, channels, pixels, 4 * channels
         self.strides = [2 ** i for i in range(len(multipliers))]
-        self.time = nn.Sequential(nn.Linear(channels, time), nn.SiLU(), nn.Linear(time, time))
+        self.time = nn.Sequential(nn.Linear(channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
         self.first = nn.Conv2d(latent_channels, channels, 3, padding=1)
 
         def attends(stride, width):
@@ -267,28 +272,28 @@ class UNet(nn.Module):
         self.down, width, skips = nn.ModuleList(), channels, [channels]
         for stride, multiplier in zip(self.strides, multipliers):
             for _ in range(blocks):
-                self.down.append(nn.ModuleList([UNetBlock(width, channels * multiplier, time, (stride, stride)),
+                self.down.append(nn.ModuleList([UNetBlock(width, channels * multiplier, time_channels, (stride, stride)),
                                                 attends(stride, channels * multiplier)]))
                 width = channels * multiplier
                 skips.append(width)
             if stride < self.strides[-1]:
-                self.down.append(nn.ModuleList([UNetBlock(width, width, time, (stride, 2 * stride)), nn.Identity()]))
+                self.down.append(nn.ModuleList([UNetBlock(width, width, time_channels, (stride, 2 * stride)), nn.Identity()]))
                 skips.append(width)
         conditioned = (num_classes, hidden)
-        self.middle = nn.ModuleList([UNetBlock(width, width, time, (stride, stride), *conditioned),
+        self.middle = nn.ModuleList([UNetBlock(width, width, time_channels, (stride, stride), *conditioned),
                                      UNetAttention(width, head_channels),
-                                     UNetBlock(width, width, time, (stride, stride), *conditioned)])
+                                     UNetBlock(width, width, time_channels, (stride, stride), *conditioned)])
         self.up = nn.ModuleList()
         for stride, multiplier in zip(self.strides[::-1], multipliers[::-1]):
             for i in range(blocks + 1):
                 self.up.append(nn.ModuleList([
-                    UNetBlock(width + skips.pop(), channels * multiplier, time, (stride, stride), *conditioned),
+                    UNetBlock(width + skips.pop(), channels * multiplier, time_channels, (stride, stride), *conditioned),
                     attends(stride, channels * multiplier), nn.Identity()]))
                 width = channels * multiplier
             if stride > 1:
-                self.up[-1][2] = UNetBlock(width, width, time, (stride, stride // 2), *conditioned)
+                self.up[-1][2] = UNetBlock(width, width, time_channels, (stride, stride // 2), *conditioned)
         self.norm, self.out = group_norm(width), nn.Conv2d(width, latent_channels, 3, padding=1)
-        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
+        zero(self.out)
 
     def conditioned_blocks(self):
         return [block for block in (*self.middle, *(part for level in self.up for part in level))
@@ -304,11 +309,14 @@ class UNet(nn.Module):
             labels = labels * known[:, None, None, None]
         # PAPER: silent on how m meets features of a quarter of its size and less. / HERE: the share of each class in
         # the pixels that a feature covers. / WHY: nearest neighbour, the released code's way, loses thin objects.
-        labels = {stride: F.avg_pool2d(labels, self.pixels * stride) for stride in self.strides}  # (B, C, h / stride, ...)
-        return [block.modulation(labels) for block in self.conditioned_blocks()]
+        shares = {1: F.avg_pool2d(labels, self.pixels)}                                   # (B, C, h, w)
+        for stride in self.strides[1:]:
+            shares[stride] = F.avg_pool2d(shares[stride // 2], 2)                         # (B, C, h / stride, w / stride)
+        return [block.modulation(shares) for block in self.conditioned_blocks()]
 
     def forward(self, z, t, modulations):
-        time, modulations = self.time(time_features(t, self.channels).to(z.dtype)), iter(modulations)  # (B, 4 channels)
+        time = self.time(time_features(t, self.channels).to(z.dtype))           # (B, 4 channels)
+        modulations = iter(modulations)
         y = self.first(z)                                                                 # (B, channels, h, w)
         skips = [y]
         for block, attends in self.down:
@@ -439,7 +447,7 @@ def denoise(predict, z, T, noise, ddim_steps=0, show=False):
 
 
 def average(a, b):
-    """Model ensemble of two state dicts (IIDM Eq. 7). Raises ValueError where they are not of one run."""
+    """Model ensemble of two state dicts (IIDM Eq. 7). Raises ValueError where they cannot be of one run."""
     if a.keys() != b.keys() or any(a[key].shape != b[key].shape for key in a):
         raise ValueError("two architectures")
     if any(not torch.equal(a[key], b[key]) for key in a if key.startswith("autoencoder.") or key == "latent_scale"):
@@ -452,6 +460,7 @@ def average(a, b):
 RGB_TO_XYZ = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
                            [0.0193339, 0.1191920, 0.9503041]], dtype=torch.float64)  # of linear sRGB
 WHITE = RGB_TO_XYZ.sum(dim=1)                                                       # D65
+XYZ_TO_RGB = torch.linalg.inv(RGB_TO_XYZ)
 LAB_EDGE, LAB_SLOPE = (6 / 29) ** 3, (29 / 6) ** 2 / 3
 
 
@@ -459,7 +468,7 @@ def rgb_to_lab(image):
     """(B, 3, H, W) sRGB in [-1, 1] -> (B, 3, H, W) CIE L*a*b*, float64. Odd beyond the gamut, so that it has an inverse."""
     rgb = (image.double() + 1) / 2
     linear = torch.where(rgb.abs() <= 0.04045, rgb / 12.92, rgb.sign() * ((rgb.abs() + 0.055) / 1.055) ** 2.4)
-    x = torch.einsum("ij,bjhw->bihw", RGB_TO_XYZ.to(image.device) / WHITE.to(image.device)[:, None], linear)
+    x = torch.einsum("ij,bjhw->bihw", (RGB_TO_XYZ / WHITE[:, None]).to(image.device), linear)
     f = torch.where(x > LAB_EDGE, x.clamp_min(LAB_EDGE) ** (1 / 3), LAB_SLOPE * x + 4 / 29)
     return torch.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], dim=1)
 
@@ -469,8 +478,7 @@ def lab_to_rgb(lab):
     y = (lab[:, 0] + 16) / 116
     f = torch.stack([y + lab[:, 1] / 500, y, y - lab[:, 2] / 200], dim=1)
     x = torch.where(f > 6 / 29, f ** 3, (f - 4 / 29) / LAB_SLOPE)
-    to_rgb = torch.linalg.inv(RGB_TO_XYZ / WHITE[:, None]).to(lab.device)
-    linear = torch.einsum("ij,bjhw->bihw", to_rgb, x)
+    linear = torch.einsum("ij,bjhw->bihw", (XYZ_TO_RGB * WHITE).to(lab.device), x)
     rgb = torch.where(linear.abs() <= 0.04045 / 12.92, linear * 12.92,
                       linear.sign() * (1.055 * linear.abs() ** (1 / 2.4) - 0.055))
     return 2 * rgb - 1
@@ -570,9 +578,15 @@ def add_inference_options(parser):
                        "with (IIDM Eq. 7)")
 
 
+def inference_options(args):
+    """The names of those of add_inference_options that were given."""
+    return [name for name in ("start", "rounds", "colour_transfer", "from_noise", "ddim_steps", "guidance", "ensemble")
+            if getattr(args, name) is not None and getattr(args, name) is not False]
+
+
 def inference_of(args):
     """Inference of add_inference_options' options. Raises ValueError for values out of range."""
-    if args.from_noise and (args.start or args.rounds or args.colour_transfer):
+    if args.from_noise and {"start", "rounds", "colour_transfer"} & set(inference_options(args)):
         raise ValueError("--from-noise has one round from t = 1000; leave --start, --rounds and --colour-transfer out")
     try:
         start = tuple(int(T) for T in (args.start or str(START)).split(","))
@@ -582,11 +596,15 @@ def inference_of(args):
     rounds = args.rounds if args.rounds is not None else ROUNDS if len(start) == 1 else len(start)
     if any(not 1 <= T <= STEPS for T in start):
         raise ValueError(f"--start {args.start}: the schedule has t = 1 to {STEPS}; T is {START} in the paper")
-    if not 1 <= rounds <= 100 or len(start) not in (1, rounds):
-        raise ValueError(f"--rounds {args.rounds}: expected 1 to 100, and as many as --start has numbers ({len(start)})")
+    if not 1 <= rounds <= 100:
+        raise ValueError(f"--rounds {args.rounds}: expected 1 to 100")
+    if len(start) not in (1, rounds):
+        raise ValueError(f"--rounds {args.rounds}, but --start {args.start} has {len(start)} numbers; give one for all rounds, or "
+                         f"one for each")
     ddim_steps, guidance = args.ddim_steps or 0, 1.0 if args.guidance is None else args.guidance
-    if not 0 <= ddim_steps <= STEPS:
-        raise ValueError(f"--ddim-steps {ddim_steps}: expected 0 to {STEPS}")
+    most = STEPS if args.from_noise else min(start)
+    if not 0 <= ddim_steps <= most:
+        raise ValueError(f"--ddim-steps {ddim_steps}: expected 0 to {most}, for there are no more steps from there")
     if not 0 <= guidance <= 100:
         raise ValueError(f"--guidance {guidance}: expected 0 to 100")
     return Inference(start * rounds if len(start) == 1 else start, args.from_noise, args.colour_transfer != "off",
@@ -657,8 +675,8 @@ def parse_options(argv):
     args = parser.parse_args(argv)
     check_ranges(args, (("autoencoder_steps",), 0, 10 ** 9), (("autoencoder_lr",), 1e-12, 1e9), (("mask_dropout",), 0, 0.999))
     if args.autoencoder == "self" and not 0 < args.autoencoder_steps < args.steps:
-        raise InputError(f"--autoencoder-steps {args.autoencoder_steps}: expected 1 to {args.steps - 1}, less than --steps "
-                         f"{args.steps}; or give --autoencoder FILE")
+        raise InputError(f"--autoencoder-steps {args.autoencoder_steps}: expected 1 or more, and less than --steps "
+                         f"{args.steps}, of which they are the first; or give --autoencoder FILE")
     if args.autoencoder != "self" and args.autoencoder_steps:
         raise InputError(f"--autoencoder-steps {args.autoencoder_steps}: --autoencoder {args.autoencoder} is trained "
                          f"already; give 0, or --autoencoder self")
@@ -671,8 +689,12 @@ def build_model(args, num_classes):
     from evaluate import fit
     options, state = dict(num_classes=num_classes, **PRESETS[args.preset][1]), None
     if args.autoencoder != "self":
+        if not Path(args.autoencoder).is_file():
+            raise InputError(f"--autoencoder {args.autoencoder}: not there; expected self, or a file")
         try:
             state = torch.load(args.autoencoder, map_location="cpu", weights_only=True)
+            if "networks" in state or state.get("architecture", "iidm") != "iidm":
+                raise ValueError
             if state.get("architecture") == "iidm":
                 options.update({key: state["generator"][key] for key in (
                     "autoencoder_channels", "autoencoder_multipliers", "autoencoder_blocks", "latent_channels", "codes")
@@ -735,6 +757,7 @@ def train(args):
     from torch.utils.data import DataLoader
 
     from data import InputError, RareClassBatches, draw_page
+    from evaluate import sha256_of
     from train import (EMA_BATCHES, STRIP_ROWS, StopOnSignals, add, average_gradients, batches_of, check_finite,
                        check_identity, clip, finish, keep_steps_up_to, load_checkpoint, lr_factor, open_run, own_group,
                        peak_memory, report, save_atomically, setup_distributed, split_batch, summarise, update_ema)
@@ -748,14 +771,16 @@ def train(args):
     model = model.to(device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
     if args.compile:
-        model.unet.compile(), model.autoencoder.encoder.compile(), model.autoencoder.decoder.compile()
+        for net in (model.unet, model.autoencoder.encoder, model.autoencoder.decoder):  # modulations() stays eager
+            net.compile()
     optimisers = [torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.0, fused=True)
                   for net, lr in ((model.autoencoder, args.autoencoder_lr), (model.unet, args.lr))]
 
     # ---- resume
     done, latest = 0, run / "latest.pt"
     identity = {"model": "iidm", "dataset": args.dataset, "preset": args.preset, "classes": list(dataset.classes),
-                "autoencoder_steps": args.autoencoder_steps, "autoencoder": args.autoencoder}
+                "autoencoder_steps": args.autoencoder_steps, "mask_dropout": args.mask_dropout,
+                "autoencoder": "self" if args.autoencoder == "self" else sha256_of(args.autoencoder)}
     if latest.is_file():
         state = load_checkpoint(latest)
         check_identity(state, identity, latest, args, say)
@@ -794,7 +819,8 @@ def train(args):
             save_atomically({"step": step, "architecture": "iidm", "generator": options, "ema": ema.state_dict(),
                              "dataset": args.dataset, "image_size": [H, W], "classes": list(dataset.classes),
                              "palette": dataset.palette.tolist(), "unknown": dataset.unknown,
-                             "mask_dropout": args.mask_dropout}, run / f"ema_{step:07d}.pt")
+                             "mask_dropout": args.mask_dropout, "run": {**identity, "seed": args.seed}},
+                            run / f"ema_{step:07d}.pt")
 
     banner(say, args, device, world, micro, accumulation, model, run, done, len(dataset))
     if done >= args.steps:
@@ -807,6 +833,8 @@ def train(args):
     nets = {"E, D": model.autoencoder, "eps_theta": model.unet}
     for step in range(done + 1, args.steps + 1):
         try:
+            if step == args.autoencoder_steps + 1:
+                settle_autoencoder()
             real, label_map = next(batches)
         except InputError:  # a file that cannot be read: keep what was learnt
             if rank == 0 and step > done + 1:
@@ -814,8 +842,6 @@ def train(args):
                 save(step - 1)
             raise
         of_autoencoder = step <= args.autoencoder_steps
-        if step == args.autoencoder_steps + 1:
-            settle_autoencoder()
         net, optimiser = (model.autoencoder, optimisers[0]) if of_autoencoder else (model.unet, optimisers[1])
         A = args.autoencoder_steps
         lr = args.autoencoder_lr * lr_factor(step, int(0.6 * A), A) if of_autoencoder else \
@@ -825,7 +851,7 @@ def train(args):
         draw, mine = torch.Generator().manual_seed(args.seed * 1_000_003 + step), slice(rank * per_rank, (rank + 1) * per_rank)
         t = torch.randint(1, STEPS + 1, (args.batch_size,), generator=draw)[mine].to(device, non_blocking=True)
         noise = torch.randn(args.batch_size, *latent, generator=draw)[mine].to(device, non_blocking=True)
-        known = torch.rand(args.batch_size, generator=draw)[mine].to(device, non_blocking=True) >= args.mask_dropout
+        known = (torch.rand(args.batch_size, generator=draw)[mine] >= args.mask_dropout).to(device, non_blocking=True)
         values = {}
         optimiser.zero_grad()
         for part in parts:
@@ -835,7 +861,8 @@ def train(args):
                     # WHY: it needs no further network; VQ-f4's perceptual and adversarial terms make sharper textures.
                     loss = (real[part] - model.autoencoder.decode(model.autoencoder.encode(real[part])).float()).abs().mean()
                 else:
-                    loss = denoising_loss(model, real[part], label_map[part], t[part], noise[part], known[part])
+                    loss = denoising_loss(model, real[part], label_map[part], t[part], noise[part],
+                                          known[part] if args.mask_dropout else None)
             (loss / accumulation).backward()
             add(values, {"loss": loss}, accumulation)
         parameters = list(net.parameters())

@@ -426,12 +426,12 @@ def test_style_similarity_is_that_of_plain_loops():
 
 def test_iidms_total_says_what_it_lacks():
     scores = {"miou": {"generated": {"pixel_accuracy": 0.9415}}, "fid": {"name": "FID", "value": 30.75}}
-    full = evaluate.summarise_iidm(scores, 63.76, None, 50.43)
+    full = evaluate.summarise_iidm(scores, 63.76, None, "the reference", 50.43)
     assert full["M"] == pytest.approx(94.15) and full["T"] == pytest.approx(65.27, abs=0.06) and not full["notes"]
-    without = evaluate.summarise_iidm(scores, 63.76, 27.9, None)
+    without = evaluate.summarise_iidm(scores, 63.76, 27.9, "the reference", None)
     assert without["T"] == pytest.approx(full["T"] - 0.9415 * 0.2 * 50.43) and "WITHOUT" in without["notes"]["T"]
     scores["fid"]["name"] = "random-Inception distance"
-    other = evaluate.summarise_iidm(scores, 63.76, None, 50.43)
+    other = evaluate.summarise_iidm(scores, 63.76, None, "the reference", 50.43)
     assert "WITHOUT FID (random-Inception distance in its place), so not IIDM's" in other["notes"]["T"]
 
 

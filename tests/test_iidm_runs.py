@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_iidm_runs.py
 """
+import contextlib
 import json
 import re
 import subprocess
@@ -144,24 +145,26 @@ def test_the_public_weights_load_from_their_file(tmp_path):
 
 
 @pytest.mark.parametrize("more, message", [
-    (["--steps", 4], "--autoencoder-steps 2000: expected 1 to 3, less than --steps 4"),
+    (["--steps", 4], "--autoencoder-steps 2000: expected 1 or more, and less than --steps 4"),
     (["--autoencoder", "x.pt", "--autoencoder-steps", 3], "x.pt is trained already; give 0"),
-    (["--autoencoder", "x.pt", "--steps", 3], "--autoencoder x.pt: cannot be read as weights"),
+    (["--autoencoder", "x.pt", "--steps", 3], "--autoencoder x.pt: not there; expected self, or a file"),
+    (["--autoencoder", __file__, "--steps", 3], "test_iidm_runs.py: cannot be read as weights"),
+    (["--autoencoder", "{}/latest.pt", "--steps", 3], "expected an ema_*.pt of --model iidm, or the state dict of VQ-f4"),
     (["--preset", "huge"], "--preset huge is unknown"),
     (["--mask-dropout", 1], "--mask-dropout 1.0: expected 0 to 0.999"),
     (["--image-size", "36", "--steps", 3, "--autoencoder-steps", 1], "--image-size 36x36: both sides must be divisible by 8"),
     (["--batch-size", 3, "--micro-batch-size", 2, "--steps", 3, "--autoencoder-steps", 1], "choose a multiple of 2"),
 ])
-def test_bad_options_of_training(tmp_path, more, message):
+def test_bad_options_of_training(run, tmp_path, more, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        iidm.train(options(tmp_path / "run", *more))
+        iidm.train(options(tmp_path / "run", *[str(word).format(run) for word in more]))
 
 
 def test_a_run_of_another_kind_is_not_resumed_and_not_lost(run, tmp_path):
-    """A GAN's command in IIDM's folder, and IIDM with another autoencoder: exit code 2, the checkpoint untouched."""
+    """A GAN's command in IIDM's folder, and IIDM without its --mask-dropout: exit code 2, the checkpoint untouched."""
     before = (run / "latest.pt").read_bytes()
     for command in (["--dataset", "toy", "--image-size", "32", "--steps", "9", "--backbone-weights", "random"],
-                    ["--model", "iidm", "--dataset", "toy", "--image-size", "32", "--steps", "9", "--autoencoder-steps", "5"]):
+                    ["--model", "iidm", "--dataset", "toy", "--image-size", "32", "--steps", "9", "--autoencoder-steps", "4"]):
         result = subprocess.run([sys.executable, str(ROOT / "train.py"), *command, "--workers", "0", "--device", "cpu",
                                  "--output-dir", str(run)], capture_output=True, text=True)
         assert result.returncode == 2 and "latest.pt was trained with" in result.stderr, result.stderr
@@ -187,6 +190,9 @@ def pictures(tmp_path_factory):
     Image.fromarray(random.integers(0, 255, (32, 32), np.uint8)).save(folder / "grey.png")
     Image.fromarray(random.integers(0, 60000, (32, 32)).astype(np.uint16)).save(folder / "deep.png")
     (folder / "broken.jpg").write_bytes((folder / "wide.jpg").read_bytes()[:200])
+    Image.fromarray(random.integers(0, 255, (32, 32, 4), np.uint8)).save(folder / "alpha.png")
+    (folder / "again").mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "again/a.png")
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "map.png")
     (folder / "named").mkdir()
     for i in range(2):
@@ -198,7 +204,7 @@ def test_each_map_in_each_style_and_seed_with_its_reference_in_the_grid(run, pic
     call("sample", "--checkpoint", run / "ema_0000008.pt", "--dataset", "toy", "--count", 2, "--seeds", "0,1", "--start", 3,
          "--reference", pictures / "a.png", pictures / "wide.jpg", pictures / "grey.png", "--output-dir", tmp_path, "--batch-size", 4)
     printed = capsys.readouterr().out
-    assert "wide.jpg is 40x56 (height x width), the pictures here 32x32: resized, bicubic" in printed
+    assert "wide.jpg is 40x56 (height x width), the pictures here 32x32: resized, bicubic, and squeezed" in printed
     assert "grey.png is greyscale: a style without colours" in printed
     names = {f"val000{i}_{style}_seed00{seed}.png" for i in (0, 1) for style in ("a", "wide", "grey") for seed in (0, 1)}
     assert {f.name for f in tmp_path.iterdir()} == names | {"grid.png", "val0000_labels.png", "val0001_labels.png"}
@@ -218,11 +224,11 @@ def test_each_map_in_each_style_and_seed_with_its_reference_in_the_grid(run, pic
 
 
 def test_references_by_name_from_training_pictures_and_none(run, pictures, tmp_path):
-    named = open_references([str(pictures / "named")], "toy", None, (32, 32))[""]
+    named = open_references([str(pictures / "named")], "toy", None, (32, 32), ["val0000", "val0001"])[""]
     for i in (0, 1):
         file = np.array(Image.open(pictures / f"named/val000{i}.png"))
         assert np.array_equal(((named(f"val000{i}", 0) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), file)
-    random = open_references(["train"], "toy", None, (32, 32))[""]
+    random = open_references(["train"], "toy", None, (32, 32), [])[""]
     drawn = [random(f"val{i:04d}", seed) for i in range(3) for seed in (0, 1)]
     assert len({t.numpy().tobytes() for t in drawn}) >= 5 and torch.equal(random("val0002", 1), drawn[-1])
     call("sample", "--checkpoint", run / "ema_0000006.pt", "--dataset", "toy", "--count", 1, "--from-noise", "--ddim-steps", 2,
@@ -234,10 +240,17 @@ def test_references_by_name_from_training_pictures_and_none(run, pictures, tmp_p
     (["--reference", "{}/broken.jpg"], "broken.jpg: cannot be read as a picture"),
     (["--reference", "{}/deep.png"], "deep.png: a picture of mode I;16; expected 8 bits a channel"),
     (["--reference", "{}/nowhere.png"], "nowhere.png: not there; expected an image, a folder of them, or train"),
-    (["--reference", "{}/named", "--count", 3], "no picture named val0002, as a label map is"),
+    (["--reference", "{}/named", "--count", 3], "2 pictures, none of them named val0002, as a label map is (of 3 maps 1 have none)"),
+    (["--reference", "{}/alpha.png"], "alpha.png: has transparent pixels"),
+    (["--reference", "{}/a.png", "{}/again/a.png"], "two of them are called a, and so would be their pictures; rename one"),
+    (["--reference", "{}/named", "{}/a.png"], "named: a folder beside other references; expected one folder alone"),
+    (["--reference", "train", "--start", "9,2", "--ddim-steps", 3], "--ddim-steps 3: expected 0 to 2"),
+    (["--reference", "train", "--ensemble", "{}/run2.pt"], "run2.pt are two runs; give two ema_*.pt of one run folder"),
     (["--reference", "train", "--start", 1001], "--start 1001: the schedule has t = 1 to 1000; T is 320 in the paper"),
     (["--reference", "train", "--start", "9,x"], "--start 9,x: expected a number from 1 to 1000"),
-    (["--reference", "train", "--start", "9,9", "--rounds", 3], "as many as --start has numbers (2)"),
+    (["--reference", "train", "--start", "9,9", "--rounds", 3], "--rounds 3, but --start 9,9 has 2 numbers"),
+    (["--reference", "train", "--rounds", 0], "--rounds 0: expected 1 to 100"),
+    (["--from-noise", "--rounds", 0], "--from-noise has one round"),
     ([], "IIDM starts from a style reference: give --reference"),
     (["--from-noise", "--reference", "train"], "--from-noise takes no --reference"),
     (["--interpolate", 3, "--seeds", "0,1", "--reference", "train"], "--interpolate goes between two z of a GAN"),
@@ -246,19 +259,22 @@ def test_references_by_name_from_training_pictures_and_none(run, pictures, tmp_p
     (["--reference", "train", "--ensemble", "{}/a.png"], "a.png: not an EMA file of train.py"),
     (["--reference", "train", "--guidance", 2, "--checkpoint", "{}/without.pt"], "was never shown a picture without its label map"),
     (["--reference", "train", "--checkpoint", "{}/gan.pt"], "--reference is for checkpoints of --model iidm; "),
-    (["--start", "5", "--checkpoint", "{}/gan.pt"], "--start is for checkpoints of --model iidm; "),
+    (["--rounds", 0, "--checkpoint", "{}/gan.pt"], "--rounds is for checkpoints of --model iidm; "),
 ])
 def test_bad_input_of_sampling(run, pictures, tmp_path, more, message):
     checkpoint = torch.load(run / "ema_0000008.pt", weights_only=True)
     torch.save({**checkpoint, "mask_dropout": 0.0}, pictures / "without.pt")
     strange = {key: t + 1 if key.startswith("autoencoder.") else t for key, t in checkpoint["ema"].items()}
     torch.save({**checkpoint, "ema": strange}, pictures / "strange.pt")
+    torch.save({**checkpoint, "run": {**checkpoint["run"], "seed": 1}}, pictures / "run2.pt")
     wider = {**checkpoint["generator"], "channels": 32}
     torch.save({**checkpoint, "generator": wider, "ema": iidm.IIDM(**wider).state_dict()}, pictures / "other.pt")
     torch.save({**checkpoint, "architecture": "oasis", "generator": dict(num_classes=11, widths=(8, 8, 8), z_dim=4, hidden=4),
                 "ema": sample.oasis.Generator(11, widths=(8, 8, 8), z_dim=4, hidden=4).state_dict()}, pictures / "gan.pt")
     arguments = ["--checkpoint", run / "ema_0000008.pt", "--dataset", "toy", "--count", 1, "--output-dir", tmp_path / "out",
-                 "--ddim-steps", 1] if "gan.pt" not in str(more) else ["--dataset", "toy", "--output-dir", tmp_path / "out"]
+                 "--ddim-steps", 1]
+    if "gan.pt" in str(more):
+        arguments = ["--dataset", "toy", "--output-dir", tmp_path / "out"]
     with pytest.raises(InputError, match=re.escape(message)):
         call("sample", *arguments, *[str(word).format(pictures) for word in more])
 
@@ -294,7 +310,7 @@ def test_scores_of_a_checkpoint_with_its_references(run, tmp_path, tiny_scores, 
     scores = evaluated(*arguments, "--output-dir", tmp_path / "a")
     assert set(scores) == {"fid", "miou", "iidm"}, "no diversity and latency unless asked for"
     # S by hand, against its reference and against that of the map two further on
-    style = open_references(["train"], "toy", None, (32, 32))[""]
+    style = open_references(["train"], "toy", None, (32, 32), [])[""]
     made = [np.array(Image.open(tmp_path / f"a/pictures/seed000/val000{i}.png")) for i in range(4)]
     styles = [((style(f"val000{i}", 0) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for i in range(4)]
     for shift, name in ((0, "S"), (2, "S_other")):
@@ -311,6 +327,12 @@ def test_scores_of_a_checkpoint_with_its_references(run, tmp_path, tiny_scores, 
     with pytest.raises(InputError, match="holds pictures of another inference"):
         evaluated(*arguments, "--rounds", 1, "--output-dir", tmp_path / "a")
     assert evaluated(*arguments, "--rounds", 1, "--output-dir", tmp_path / "b")["fid"] != scores["fid"]
+    # one style for all is nobody's "other", and a picture that has changed is not taken for the one before
+    one = tmp_path / "one.png"
+    for content, message in ((0, None), (99, "holds pictures of another reference")):
+        Image.fromarray(np.full((32, 32, 3), content, np.uint8)).save(one)
+        with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+            assert evaluated(*arguments, "--reference", one, "--output-dir", tmp_path / "d")["iidm"]["S_other"] is None
     # the same pictures, as a folder of anybody's
     fake = evaluated("--fake", tmp_path / "a/pictures/seed000", "--dataset", "toy", "--count", 4, "--reference", "train", "--metrics",
                      "fid,miou,iidm", "--cache-dir", tmp_path / "cache", "--output-dir", tmp_path / "c")
@@ -318,26 +340,33 @@ def test_scores_of_a_checkpoint_with_its_references(run, tmp_path, tiny_scores, 
 
 
 def test_latency_beside_a_gan_is_counted_in_passes(run, tmp_path, monkeypatch):
-    """The times of a slow U-Net must follow its passes, and the ratios its times."""
-    monkeypatch.setattr(evaluate, "DENOISING_RUNS", 1)
-    monkeypatch.setattr(iidm, "STEPS", 60), monkeypatch.setattr(iidm, "START", 30)
+    """With a clock that counts the U-Net's passes, and 3 for whatever makes none, the seconds are these."""
+    passes, forward = [], iidm.UNet.forward
+    monkeypatch.setattr(iidm.UNet, "forward", lambda self, *inputs: (passes.append(1), forward(self, *inputs))[1])
+
+    def seconds_of(generates, device):
+        before = len(passes)
+        generates()
+        return float(len(passes) - before or 3)
+    monkeypatch.setattr(evaluate, "seconds_of", seconds_of)
+    monkeypatch.setattr(iidm, "STEPS", 120), monkeypatch.setattr(iidm, "START", 80)
     checkpoint = torch.load(run / "ema_0000008.pt", weights_only=True)
     options = dict(num_classes=11, widths=(8, 8, 8), z_dim=4, hidden=4)
     torch.save({**checkpoint, "architecture": "oasis", "generator": dict(options, offset_channels=0),
                 "ema": sample.oasis.Generator(**options).state_dict()}, tmp_path / "gan.pt")
     rows = evaluated("--checkpoint", run / "ema_0000008.pt", "--metrics", "latency", "--latency-against", tmp_path / "gan.pt",
                      "--output-dir", tmp_path / "out")["latency"]["denoising"]
-    assert [row["passes"] for row in rows] == [60, 30, 50, 25, 1]
-    assert rows[-1]["ratio"] == 1 and rows[0]["seconds"] > 1.3 * rows[1]["seconds"] > 0
-    assert all(row["ratio"] == pytest.approx(row["seconds"] / rows[-1]["seconds"]) for row in rows)
+    assert [(row["passes"], row["seconds"]) for row in rows] == [(120, 120), (80, 80), (50, 50), (25, 25), (1, 3)]
+    assert all(row["ratio"] == row["seconds"] / 3 and row["deviation"] == 0 for row in rows)
 
 
 @pytest.mark.parametrize("more, message", [
     (["--reference", "{0}/a.png", "{0}/grey.png"], "2 images; expected one, a folder with one for each label map, or train"),
-    (["--reference", "{0}/named"], "no picture named val0002, as a label map is"),
+    (["--reference", "{0}/named"], "2 pictures, none of them named val0002, as a label map is"),
     (["--start", "0"], "--start 0: the schedule has t = 1 to 1000"),
     (["--ensemble", "{0}/nowhere.pt"], "--ensemble {0}/nowhere.pt: not there"),
-    (["--metrics", "latency", "--latency-against", "{1}/ema_0000006.pt"], "expected a GAN's ema_*.pt of the same dataset"),
+    (["--metrics", "latency", "--latency-against", "{1}/ema_0000006.pt"], "expected a GAN's ema_*.pt of the same dataset and size"),
+    (["--latency-against", "{1}/ema_0000006.pt"], "needs an IIDM --checkpoint, and --metrics latency"),
 ])
 def test_bad_input_of_scoring(run, pictures, tmp_path, tiny_scores, more, message):
     with pytest.raises(InputError, match=re.escape(message.format(pictures))):
@@ -373,5 +402,17 @@ def test_table_2_is_five_ways_to_sample_from_one_training(tmp_path, tiny_scores,
         "iidm-table2-ct": "", "iidm-table2-me": "--ensemble /out/iidm/seed1/ema_0000006.pt"}
     table = (tmp_path / "out/comparison.md").read_text().splitlines()
     assert table[0] == "| row | mIoU | of real | pixel accuracy | distance | S | S to others | T | seconds a step |"
-    assert [line.split(" |")[0] for line in table[2:]] == [f"| {row}" for row in iidm.TABLE_2]
+    assert [line.split(" |")[0] for line in table[2:7]] == [f"| {row}" for row in iidm.TABLE_2]
+    assert table[8] == "T without its term 0.2 A, and with the tiny distance for FID: not the paper's"
     assert Image.open(tmp_path / "out/comparison.png").size == (3 * (4 * 32 + 4) - 4, 8 * (4 * 32 + 16))
+
+
+@pytest.mark.parametrize("steps", [7, 15, 500, 7000])
+def test_the_second_checkpoint_of_the_ensemble_is_one_that_the_training_keeps(steps):
+    args = compare.parse_options(["--rows", "iidm-table2-me", "--steps", str(steps)])
+    _, _, training, evaluation = compare.commands_of(args, "iidm-table2-me", 0)
+    options = {flag: int(training[training.index(flag) + 1]) for flag in ("--ema-every", "--autoencoder-steps", "--steps")}
+    second = int(re.search(r"ema_(\d+)", evaluation[-1]).group(1))
+    assert second % options["--ema-every"] == 0 and options["--autoencoder-steps"] < second < options["--steps"] == steps
+    with pytest.raises(InputError, match="--steps 6: IIDM's rows need 7 or more"):
+        compare.parse_options(["--rows", "iidm-table2-me", "--steps", "6"])

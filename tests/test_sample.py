@@ -111,6 +111,7 @@ def test_spherical_interpolation_keeps_the_length():
     ("size", "both sides must be divisible by 2"),
     ("same seeds", "two different seeds"),
     ("seeds", "expected seeds such as 0-7"),
+    ("large seeds", "a seed has 32 bits; expected numbers below 4294967296"),
     ("instances", "an instance map must have one channel"),
     ("both", "give either --labels PNG_OR_FOLDER or --dataset NAME"),
 ])
@@ -138,6 +139,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(checkpoint, two_maps, tmp_path,
         "both": ["--checkpoint", checkpoint, *out],
         "same seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", "5,5", "--interpolate", 4, *out],
         "seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", "3-1", *out],
+        "large seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", str(2 ** 32), *out],
         "instances": ["--checkpoint", checkpoint, "--labels", tmp_path / "zeros.png", "--instances",
                       tmp_path / "colour.png", *out],
     }[case]
