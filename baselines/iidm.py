@@ -36,6 +36,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -616,8 +617,8 @@ def inference_of(args):
 # PAPER: no batch size, length, optimiser. / HERE: the released code's: AdamW 1e-4 without decay, 266,000 steps, EMA
 # 0.9999; 32 images for its 30. / WHY: 32 can be dealt to eight ranks.
 PAPER = dict(image_size="256", steps=266_000, batch_size=32, lr=1e-4, lr_decay_steps=[0, 0], clip_grad=0.0,
-             ema_decay=0.9999, autoencoder_steps=50_000, autoencoder_lr=1e-4, workers=8, log_every=50, picture_every=5000,
-             save_every=1000, ema_every=10_000)
+             ema_decay=0.9999, autoencoder_steps=50_000, autoencoder_lr=1e-4, log_every=50, picture_every=5000,
+             save_every=1000, ema_every=10_000, workers=min(8, os.cpu_count() or 1))
 PAPER_NETWORKS = dict()  # the defaults of IIDM
 TOY = dict(PAPER, image_size="64", steps=5000, batch_size=8, lr=1e-3, lr_decay_steps=[3000, 5000], ema_decay=0.995,
            autoencoder_steps=2000, autoencoder_lr=4e-4, workers=1, picture_every=500, save_every=200, ema_every=1000)
