@@ -2,12 +2,12 @@
 
     python compare.py --rows table6-dp-sims,table3-random,table9-oasis --seeds 0-2 --steps 500
     python compare.py                                   all rows of the toy comparison in RESULTS.md
-
-    python compare.py --rows iidm-table2-dm,iidm-table2-i2i,iidm-table2-rf,iidm-table2-ct,iidm-table2-me --steps 7000 --batch-size 8
+    python compare.py --rows iidm-table2-dm,iidm-table2-i2i --steps 7000 --batch-size 8
 
 Every row is trained by train.py --row and scored by evaluate.py, with the same steps, batch size and seeds, by the
-same segmenter. The rows of IIDM's Table 2 are five ways to sample from one training. Run the same command again to go on; add rows or seeds and only what is missing is run. --jobs runs
-so many at a time, over the CPU cores or the GPUs there are. The output folder holds
+same segmenter. The rows of IIDM's Table 2 are ways to sample from one training a seed. Run the same command again to go
+on; add rows or seeds and only what is missing is run. --jobs runs so many at a time, over the CPU cores or the GPUs
+there are. The output folder holds
 
     comparison.json, comparison.md   mean and spread over the seeds, row by row
     comparison.png                   label map and real picture, then one row of pictures for each row of the table

@@ -926,15 +926,15 @@ def measure_latency(G, sample, device, compiled, show):
 
 @torch.no_grad()
 def measure_denoising(G, sample, style, device, against, show):
-    """Seconds for one picture of IIDM by Eq. 5 and DDIM, and of a GAN in turn with it, float32 (Table 4).
+    """Seconds for one picture of IIDM by IIDM Eq. 5 and DDIM, and of a GAN in turn with it, float32 (Table 4).
 
     style (3, H, W) in [-1, 1]. against: a generator, or None. -> [{"what", "passes" of the U-Net, "seconds",
     "deviation", "ratio" to the GAN or None}, ...].
     """
     T, label_map = iidm.START, sample["label_map"][None].to(device).long()
     styles, runs = style[None].to(device), {}
-    for what, passes, inference in (("Eq. 5 from noise", iidm.STEPS, iidm.Inference(from_noise=True)),
-                                    (f"Eq. 5 from T = {T}", T, iidm.Inference(start=(T,))),
+    for what, passes, inference in (("IIDM Eq. 5 from noise", iidm.STEPS, iidm.Inference(from_noise=True)),
+                                    (f"IIDM Eq. 5 from T = {T}", T, iidm.Inference(start=(T,))),
                                     (f"DDIM from T = {T}", 50, iidm.Inference(start=(T,), ddim_steps=50)),
                                     (f"DDIM from T = {T}", 25, iidm.Inference(start=(T,), ddim_steps=25))):
         runs[what, passes] = lambda inference=inference: iidm.generate(G, label_map, styles, [0], inference)
@@ -1098,8 +1098,9 @@ def parse_options(argv):
                        "elsewhere, for IIDM's total")
     group.add_argument("--latency-modes", choices=("both", "eager"), default="both",
                        help="both: eager and torch.compile; eager is sooner done")
-    group.add_argument("--latency-against", type=Path, metavar="EMA_FILE", help="with an IIDM checkpoint and --metrics latency, "
-                       "which times Eq. 5 from noise and from the paper's T, and 50 and 25 steps of DDIM: a GAN's, in turn with it")
+    group.add_argument("--latency-against", type=Path, metavar="EMA_FILE", help="with an IIDM checkpoint and --metrics latency "
+                       "(which times IIDM Eq. 5 from noise and from the paper's T, and 50 and 25 steps of DDIM): a GAN's, "
+                       "in turn with it")
     iidm.add_inference_options(parser)
     group = parser.add_argument_group("machine and output")
     group.add_argument("--output-dir", type=Path, help="default: eval_STEP beside the checkpoint, or eval")
@@ -1173,7 +1174,8 @@ def open_what_is_scored(args, device):
                              f"of --fake are {size[0]}x{size[1]}; --image-size {size[0]}x{size[1]} resizes them")
         fake, real = list(fake_files.values()), list(real_files.values())
         stats = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in real)
-        return None, None, {"inference": None, "style": None, "one_style": False, "against": None, "size": size, "count": len(fake), "real_count": len(real), "real_key": stats,
+        return None, None, {"inference": None, "style": None, "one_style": False, "against": None, "size": size,
+                            "count": len(fake), "real_count": len(real), "real_key": stats,
                             "how": f"; files {suffixes(fake)} generated, {suffixes(real)} real" + (
                                 "; real pictures resized bicubic" if args.image_size else ", as they are"),
                             "fake": lambda i: read_picture(fake[i], size),

@@ -146,7 +146,7 @@ def read_reference(file, size):
     image, (H, W), notes = ImageOps.exif_transpose(open_picture(file)), size, []
     if image.mode[0] in "IF":
         raise InputError(f"{file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
-    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+    if ("A" in image.getbands() or "transparency" in image.info) and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise InputError(f"{file}: has transparent pixels, whose colours are no style; put it on a background")
     if image.mode in ("1", "L", "LA"):
         notes.append(f"{file} is greyscale: a style without colours, which the pictures will follow")

@@ -54,7 +54,7 @@ START, ROUNDS = 320, 3                          # T and K of Algorithm 2
 # downsampling 4. / WHY: its released code loads these.
 AUTOENCODER_CHANNELS, AUTOENCODER_MULTIPLIERS, AUTOENCODER_BLOCKS, LATENT_CHANNELS = 128, (1, 2, 4), 2, 3
 # PAPER: no size of the U-Net. / HERE: the released code's, which is SDM's, without the learned variance.
-# WHY: Eq. 4 and 5 of the paper know no learned variance.
+# WHY: IIDM Eq. 4 and 5 know no learned variance.
 CHANNELS, MULTIPLIERS, BLOCKS, ATTENTION_STRIDES, HEAD_CHANNELS, HIDDEN = 256, (1, 1, 2, 3, 4), 2, (4, 8, 16), 64, 128
 
 
@@ -355,7 +355,7 @@ class IIDM(nn.Module):
         self.unet = UNet(num_classes, latent_channels, channels, multipliers, blocks, attention_strides, head_channels,
                          hidden, self.shrinks)
         # PAPER: silent on the scale of the latents. / HERE: divided by their standard deviation over training batches,
-        # kept in the checkpoint. / WHY: Eq. 1 and 2 are made for unit variance.
+        # kept in the checkpoint. / WHY: IIDM Eq. 1 and 2 are made for unit variance.
         self.register_buffer("latent_scale", torch.ones(()))
         self.register_buffer("alpha_bar", torch.tensor(ALPHA_BAR, dtype=torch.float32), persistent=False)
 
@@ -374,7 +374,7 @@ def noise_schedule():
     """-> (beta, alpha_bar), lists of floats over t = 0 ... STEPS, with beta_0 = 0 and alpha_bar_0 = 1.
 
     PAPER: "beta_t = 0.001 t". / HERE: linear from 1e-4 at t = 1 to 0.02 at t = 1000. / WHY: as printed, beta_1000 is 1
-    and sqrt(alpha_bar_320) is 3e-13: nothing of the reference would be left in Eq. 1. The released code, as DDPM, has
+    and sqrt(alpha_bar_320) is 3e-13: nothing of the reference would be left in IIDM Eq. 1. The released code, as DDPM, has
     this one, in which sqrt(alpha_bar_320) is 0.59.
     """
     beta = [0.0] + [1e-4 + (0.02 - 1e-4) * (t - 1) / (STEPS - 1) for t in range(1, STEPS + 1)]
@@ -436,7 +436,7 @@ def ddim_step(z, predicted, t, s):
 def denoise(predict, z, T, noise, ddim_steps=0, show=False):
     """z_T -> z_0 (IIDM Eq. 3). predict(z, t): the noise in z; noise(): a draw from N(0, I) of z's shape.
 
-    ddim_steps: 0 takes every t from T to 1 by Eq. 5; N takes N steps of DDIM, evenly spread.
+    ddim_steps: 0 takes every t from T to 1 by IIDM Eq. 5; N takes N steps of DDIM, evenly spread.
     """
     # p(z_(0:T) | m) = p(z_T) prod_(t=1)^T p(z_(t-1) | z_t, m)                             (IIDM Eq. 3)
     steps = min(ddim_steps or T, T)
@@ -512,7 +512,7 @@ class Inference(NamedTuple):
     start: tuple = (START,) * ROUNDS
     from_noise: bool = False        # the plain DM of Table 2: one round from N(0, I) at t = 1000, no reference
     colour_transfer: bool = True
-    ddim_steps: int = 0             # 0: Eq. 5, every step
+    ddim_steps: int = 0             # 0: IIDM Eq. 5, every step
     guidance: float = 1.0           # 1: none, as in the paper
 
 
@@ -572,7 +572,7 @@ def add_inference_options(parser):
     group.add_argument("--from-noise", action="store_true", help="the plain diffusion model (DM in Table 2), without "
                        "a reference")
     group.add_argument("--ddim-steps", type=int, metavar="N", help="N steps of DDIM a round instead of every step of "
-                       "Eq. 5; default: 0, Eq. 5")
+                       "IIDM Eq. 5; default: 0, that")
     group.add_argument("--guidance", type=float, metavar="S", help="classifier-free guidance, for models trained with "
                        "--mask-dropout; default: 1, none")
     group.add_argument("--ensemble", type=Path, metavar="EMA_FILE", help="a second checkpoint of the same run, to average "
