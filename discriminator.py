@@ -26,8 +26,9 @@ Gradients flow through the backbone to the image, never to its parameters.
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import torchvision
 from torch.nn.utils.parametrizations import spectral_norm
+
+from support.weights import IMAGENET_MEAN, IMAGENET_STD, load_timm, load_torchvision
 
 # Channels of the four stages; strides are 4, 8, 16, 32 for all of them. Asserted when one is built.
 BACKBONES = {
@@ -48,8 +49,6 @@ CONDITIONINGS = ("sigmoid-bn", "none", "ccm-csm", "bn-ccm-csm", "bn", "sigmoid")
 # PAPER: Projected GAN's CCM and CSM, no widths. / HERE: 64, 128, 256, 512, each scale at its own stride. / WHY: the
 # widths of its code, which ends one octave higher; our decoder must meet the strides.
 MIXING_WIDTHS = (64, 128, 256, 512)
-CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
@@ -66,9 +65,9 @@ class Backbone(nn.Module):
         super().__init__()
         mean, std, self.channels_come_last = IMAGENET_MEAN, IMAGENET_STD, name.startswith("swin")
         if name.startswith("timm:"):
-            self.whole, mean, std = open_timm(name.removeprefix("timm:"), weights, seed)
+            self.whole, mean, std = load_timm(name.removeprefix("timm:"), weights, seed)
         elif name in BACKBONES:
-            self.whole, self.stages = None, open_torchvision(name, weights, seed)
+            self.whole, self.stages = None, four_stages(load_torchvision(name, weights, seed), name)
         else:
             raise ValueError(f"backbone '{name}' is not one of {', '.join(BACKBONES)}, nor timm:NAME")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -79,8 +78,8 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 probe = self(torch.zeros(1, 3, 64, 64))
         except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"backbone '{name}' does not take pictures of any size ({error}); choose a convolutional one, "
-                             f"or one with windows") from None
+            raise ValueError(f"backbone '{name}' does not take pictures of any size ({error}); choose a convolutional "
+                             f"one, or one with windows") from None
         self.channels = tuple(f.shape[1] for f in probe)
         strides = tuple(64 // f.shape[2] for f in probe)
         if strides != STRIDES:
@@ -103,24 +102,8 @@ class Backbone(nn.Module):
         return features
 
 
-def open_torchvision(name, weights, seed):
-    """The four stages of one of torchvision's networks."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # "random" is the same network again after a restart
-        model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
-    if weights not in ("imagenet", "random"):
-        try:  # a classifier's last layer is not used and may be of any size
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-            missing, unexpected = model.load_state_dict(
-                {k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, strict=False)
-            missing = [k for k in missing if not k.startswith(CLASSIFIERS)]
-            if missing or unexpected:
-                raise ValueError(f"missing {missing[:3]}, unexpected {unexpected[:3]}")
-        except OSError:  # not there
-            raise
-        except Exception as error:  # torch raises many kinds for a file that is something else
-            raise ValueError(f"{weights}: not a state dict of torchvision's {name} ({type(error).__name__}: "
-                             f"{' '.join(str(error).split())[:160]})") from None
+def four_stages(model, name):
+    """One of torchvision's networks, cut into the four stages whose outputs are F_1 ... F_4."""
     # PAPER: "levels l = 1, ..., L", not which. / HERE: the raw output of all four stages.
     # WHY: "multi-scale feature representations"; these are the strides a UNet wants.
     if name.startswith("resnet"):
@@ -128,26 +111,6 @@ def open_torchvision(name, weights, seed):
         return nn.ModuleList([nn.Sequential(stem, model.layer1), model.layer2, model.layer3, model.layer4])
     # ConvNeXt and Swin: features = stem, stage, downsampling, stage, downsampling, ...
     return nn.ModuleList(model.features[2 * i:2 * i + 2] for i in range(4))
-
-
-def open_timm(name, weights, seed):
-    """-> (a timm model that returns the features of its last four levels, and the mean and std that it expects)."""
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(f"timm:{name} needs another package: pip install timm") from None
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            overlay = None if weights in ("imagenet", "random") else {"file": weights}
-            model = timm.create_model(name, features_only=True, pretrained=weights != "random",
-                                      out_indices=(-4, -3, -2, -1), pretrained_cfg_overlay=overlay)
-    except OSError:  # not there, or no network
-        raise
-    except Exception as error:  # timm raises many kinds for a name or a file that it does not know
-        raise ValueError(f"{' '.join(str(error).split())[:160]} (timm:{name})") from None
-    config = timm.data.resolve_model_data_config(model)
-    return model, config["mean"], config["std"]
 
 
 def condition_features(feature, norm, sigmoid=True):
@@ -235,26 +198,28 @@ class Discriminator(nn.Module):
             ResidualBlock(full_resolution_width, full_resolution_width, spectral))
         self.to_logits = nn.Conv2d(decoder_widths[-1] + full_resolution_width, num_classes + 1, 1)
 
-    def forward(self, image, features=None, return_all=False):
+    def features(self, image):
+        """image (B, 3, H, W) in [-1, 1] -> [F_1, ..., F_4], for callers that need them twice."""
+        return self.backbone(image)
+
+    def forward(self, image, features=None):
         """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake".
 
-        features: self.backbone(image), where the caller has them already. Real and generated images
-        go through in separate calls: batch statistics of a mixture would give each away.
-        return_all: (logits, patch scores, features to match) as DP-GAN's discriminator gives them; here the two are [].
+        features: self.features(image), where the caller has them already.
+        TRAP: real and generated images go through in separate calls. The batch statistics of a mixture tell them apart.
         """
         if features is None:
-            features = self.backbone(image)
+            features = self.features(image)
         conditioned = [condition_features(f, norm, self.sigmoid) for f, norm in zip(features, self.norms)]
         if self.mixing is not None:
             conditioned = self.mixing(conditioned)
-        skips = conditioned[2::-1] + [None, None]
+        skips = conditioned[2::-1] + [None, None]                     # F~_3, F~_2, F~_1 meet 1/16, 1/8, 1/4
         y = conditioned[3]                                            # (B, C_4, H/32, W/32)
         for block, skip in zip(self.decoder, skips):
             y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, ., 2H', 2W')
             y = block(y if skip is None else torch.cat([y, skip], dim=1))
         y = torch.cat([y, self.full_resolution(image)], dim=1)        # (B, 64 + 64, H, W)
-        logits = self.to_logits(F.leaky_relu(y, 0.2))                 # (B, C + 1, H, W)
-        return (logits, [], []) if return_all else logits
+        return self.to_logits(F.leaky_relu(y, 0.2))                   # (B, C + 1, H, W)
 
 
 if __name__ == "__main__":

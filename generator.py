@@ -49,13 +49,16 @@ PADDING = "zeros"
 
 
 def attention(query, key, value):
-    """Scaled dot-product attention, one head (Eq. 1).
-
-    query (B, T, d_q), key and value (B, n, d_q) -> (B, T, d_q).
-    """
+    """Scaled dot-product attention, one head (Eq. 1). query (B, T, d_q), key and value (B, n, d_q) -> (B, T, d_q)."""
+    d_q = query.shape[-1]
+    scores = query @ key.transpose(1, 2) / d_q ** 0.5        # (B, T, n)
     # A = SoftMax(Q K^T / sqrt(d_q)) V                                                      (Eq. 1)
-    A = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])  # (B,1,T,d_q)
-    return A[:, 0]
+    return torch.softmax(scores, dim=2) @ value              # (B, T, d_q)
+
+
+def fused_attention(query, key, value):
+    """The same (Eq. 1) without ever storing the scores. For pixels among themselves there are T x T of them."""
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]  # (B, T, d_q)
 
 
 class NoiseMapping(nn.Module):
@@ -106,7 +109,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, h):
         pixels = h.flatten(2).transpose(1, 2)                            # (B, HW, C)
-        A = attention(*self.to_query_key_value(pixels).chunk(3, dim=2))  # (B, HW, C)
+        A = fused_attention(*self.to_query_key_value(pixels).chunk(3, dim=2))  # (B, HW, C)
         return h + self.eta * A.transpose(1, 2).unflatten(2, h.shape[2:])
 
 
@@ -161,30 +164,28 @@ class SPADE(nn.Module):
     """Batch norm, then a scale and a shift for every pixel from the condition (DP-GAN Eq. 1, 2).
 
     x (B, C, H, W), condition (B, K, H, W) -> (B, C, H, W)
-    hidden: 0 as in DP-GAN and here; 128 is SPADE's and OASIS's form, where the condition is a bare label map and
-    goes through one convolution of its own first.
-    norm: what is normalised over, where that is not the batch: IIDM's group norm, without weights of its own.
+    hidden: 0 as in DP-GAN and here. In SPADE and OASIS the condition is a bare label map; it first goes through a
+    convolution of its own with `hidden` channels.
     """
 
-    def __init__(self, channels, condition_channels, padding=PADDING, hidden=0, norm=None):
+    def __init__(self, channels, condition_channels, padding=PADDING, hidden=0):
         super().__init__()
-        self.norm = norm or nn.BatchNorm2d(channels, affine=False)
+        self.norm = nn.BatchNorm2d(channels, affine=False)
         self.shared = nn.Sequential(
             nn.Conv2d(condition_channels, hidden, 3, padding=1, padding_mode=padding), nn.ReLU()) if hidden else None
         # gamma and beta are one 3x3 convolution each; the two run as one, which is faster
         self.to_gamma_beta = nn.Conv2d(hidden or condition_channels, 2 * channels, 3, padding=1, padding_mode=padding)
 
     def modulation(self, condition):
+        """-> gamma, beta (B, C, H, W) each"""
         if self.shared is not None:
             condition = self.shared(condition)                       # (B, hidden, H, W)
-        return self.to_gamma_beta(condition).chunk(2, dim=1)         # gamma, beta (B, C, H, W) each
-
-    def modulate(self, x, gamma, beta):
-        # PAPER: gamma * (x - mu) / sigma + beta (DP-GAN Eq. 1). / HERE: (1 + gamma). / WHY: its code, and SPADE's.
-        return torch.addcmul(beta, self.norm(x), 1 + gamma)
+        return self.to_gamma_beta(condition).chunk(2, dim=1)
 
     def forward(self, x, condition):
-        return self.modulate(x, *self.modulation(condition))
+        gamma, beta = self.modulation(condition)
+        # PAPER: gamma * (x - mu) / sigma + beta (DP-GAN Eq. 1). / HERE: (1 + gamma). / WHY: its code, and SPADE's.
+        return torch.addcmul(beta, self.norm(x), 1 + gamma)
 
 
 class SPADEBlock(nn.Module):
@@ -217,7 +218,7 @@ class Generator(nn.Module):
     widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
         and W must be divisible by 2^(scales - 1).
     padding: of the 3x3 convolutions, "zeros" or "reflect".
-    noise: "cross-attention" (Eq. 1, 2), or "concatenation" of z to every pixel of the label map, as in DP-GAN (Table 6).
+    noise: "cross-attention" (Eq. 1, 2), or "concatenation" of z to every pixel of the label map (Table 6).
     self_attention: False leaves it out (Table 6).
     PAPER: silent on initialisation. / HERE: PyTorch's defaults, eta 0. / WHY: trained well from the first run.
     """
@@ -294,11 +295,6 @@ def one_hot(label_map, num_classes, dtype):
 def z_of_seed(seed, z_dim):
     """(d_z,), the noise of one picture: from its seed alone, the same on every machine."""
     return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
-
-
-def to_pixels(image):
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8 array."""
-    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def parameters_by_part(net):

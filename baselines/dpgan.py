@@ -17,7 +17,7 @@ Read from the bottom of the file upwards:
 
 Elsewhere: L_pixel (DP-GAN Eq. 3) and the first term of L_G (DP-GAN Eq. 7) are losses.discriminator_loss and
 losses.generator_loss with gamma 0, smoothing 0 and the class_weights of this file; L_LM (DP-GAN Eq. 8) is
-oasis.label_mix_loss; train.py adds them up (DP-GAN Eq. 9).
+oasis.label_mix_loss; baselines/train.py adds them up (DP-GAN Eq. 9).
 
     paper                 | here                | shape
     l                     | label_map           | (B, H, W) integers 0..C-1; N of the paper is C here
@@ -155,17 +155,19 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(patch_head(widths[side][i], head_channels) for side, i in self.patch_levels)
         initialise(self.heads)
 
-    def forward(self, image, features=None, return_all=False):
-        """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake".
+    def features(self, image):
+        """None: there is no backbone."""
 
-        features: None, there is no backbone. With return_all (logits, [patch scores (B, 1, h, w), ...], [features to
-        match (B, C^i, H^i, W^i), ...]); real and generated images go through in separate calls. Raises ValueError
-        where a side is not divisible by 2^levels, or for features.
+    def forward(self, image, features=None):
+        """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake". features: of features()."""
+        return self.unet(image)
+
+    def everything(self, image):
+        """image (B, 3, H, W) -> logits, [patch scores (B, 1, h, w), ...], [features to match (B, C^i, H^i, W^i), ...].
+
+        Real and generated images go through in separate calls. Raises ValueError where a side is not divisible by
+        2^levels.
         """
-        if not return_all:
-            return self.unet(image, features)
-        if features is not None:
-            raise ValueError("this discriminator has no backbone: features must be None")
         blocks = dict(zip(("encoder", "decoder"), self.unet.encode_decode(image)))
         logits = self.unet.to_logits(blocks["decoder"][-1])               # (B, C + 1, H, W)
         scores = [head(blocks[side][i]) for head, (side, i) in zip(self.heads, self.patch_levels)]

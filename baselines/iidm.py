@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -722,7 +723,6 @@ def build_model(args, num_classes):
 @torch.no_grad()
 def latent_deviation(model, pictures, world):
     """The standard deviation of E's latents over batches of pictures (B, 3, H, W) on every rank: a float."""
-    import torch.distributed as dist
     sums = torch.zeros(3, dtype=torch.float64)
     for image in pictures:
         z = model.autoencoder.encode(image).double()
@@ -761,7 +761,7 @@ def train(args):
     from evaluate import sha256_of
     from train import (EMA_BATCHES, STRIP_ROWS, StopOnSignals, add, average_gradients, batches_of, check_finite,
                        check_identity, clip, finish, keep_steps_up_to, load_checkpoint, lr_factor, open_run, own_group,
-                       peak_memory, report, save_atomically, setup_distributed, split_batch, summarise, update_ema)
+                       save_atomically, setup_distributed, split_batch, update_ema, write_metrics)
     device, rank, world = setup_distributed(args.device)
     say = print if rank == 0 else (lambda *_, **__: None)
     (H, W), networks = args.image_size, PRESETS[args.preset][1]
@@ -885,14 +885,8 @@ def train(args):
             check_finite(log, step, nets, latest)
         if logs_now:
             values["gradient"] = norm
-            line = summarise(log, step, world, device)
-            seconds = (time.time() - busy_since) / len(log)
-            line.update(stage="autoencoder" if of_autoencoder else "unet", lr=lr, seconds_per_step=seconds,
-                        images_per_second=args.batch_size / seconds, memory_gib=peak_memory(device))
-            if rank == 0:
-                with open(run / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
-                report(line, args.steps, progress)
+            stage = {"stage": "autoencoder" if of_autoencoder else "unet", "lr": lr}
+            write_metrics(log, step, stage, busy_since, args, run, progress, device, rank, world)
             log, busy_since = [], time.time()
         paused = time.time()
         if draws_now and rank == 0:
@@ -914,11 +908,9 @@ def train(args):
 
 
 def banner(say, args, device, world, micro, accumulation, model, run, done, images):
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    from train import machine_lines
     say(f"IIDM on {args.dataset}: {images} images, preset {args.preset}, torch {torch.__version__}\n"
-        f"device      {device} ({where}), {world} rank{'s' * (world > 1)}, precision "
-        f"{'bf16 autocast' if args.amp == 'bf16' else 'float32'}\n"
-        f"batch       {args.batch_size} = {world} ranks x {micro} images x {accumulation} accumulated\n"
+        + machine_lines(args, device, world, micro, accumulation) +
         f"steps       {args.steps}, the first {args.autoencoder_steps} of them for the autoencoder "
         f"({args.autoencoder})\n"
         "parameters  " + ", ".join(f"{part} {n:,}" for part, n in parameters_by_part(model).items()) + "\n"

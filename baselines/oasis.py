@@ -163,16 +163,15 @@ class Discriminator(nn.Module):
             up.append(y)
         return down, up
 
-    def forward(self, image, features=None, return_all=False):
-        """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake".
+    def features(self, image):
+        """None: there is no backbone."""
 
-        features: None, there is no backbone. With return_all (logits, [], []), the lists being DP-GAN's patch scores
-        and matched features. Raises ValueError where a side is not divisible by 2^levels, or for features.
+    def forward(self, image, features=None):
+        """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake". features: of features().
+
+        Raises ValueError where a side is not divisible by 2^levels.
         """
-        if features is not None:
-            raise ValueError("this discriminator has no backbone: features must be None")
-        logits = self.to_logits(self.encode_decode(image)[1][-1])         # (B, C + 1, H, W)
-        return (logits, [], []) if return_all else logits
+        return self.to_logits(self.encode_decode(image)[1][-1])
 
 
 def label_mix_mask(label_map, flips):

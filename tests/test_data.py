@@ -1,42 +1,60 @@
-"""Offset maps, toy scenes, the folder layout, and rare-class sampling (Sec. 4.1), as they reach the training.
+"""Samples as they reach the training, rare-class sampling (Sec. 4.1), and `python data.py`.
 
-    python -m pytest tests/test_data.py          (from the repository root; under half a minute)
+    python -m pytest tests/test_data.py          (from the repository root; under a minute)
 
-Oracles: plain Python loops over pixels and classes; pictures whose colour says what their label must be; the
-same numbers again after a restart; one rank's batches for several ranks'. Files are made in tmp_path.
+Oracles: plain loops over pixels, positions and classes; counts by numpy; the same numbers again after a restart; one
+rank's batches for several ranks'. The last test reads real samples where they are there.
 """
-import hashlib
+import os
+import pickle
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data import (BOAT, CAR, HOUSE, PERSON, TOY_CLASSES, TREE, InputError, Pictures, RareClassBatches,
-                  ToyScenes, class_presence, default_palette, offset_maps, open_dataset, open_folder, parse_size,
-                  sampling_probabilities, toy_layout, toy_scene)
+from data import (Dataset, RareClassBatches, class_presence, offset_maps, open_dataset, sampling_probabilities, survey,
+                  training_batches, training_probabilities)
+from support.errors import InputError
+from support.options import size
+from support.ranks import Ranks
+from test_readers import (ARCHIVES, COLOURS, NAMES, OPTION, PLACES, VALUES, alone, good, half, labels_with,
+                          loops_meaning, loops_numbers, opened, place, random_sample, same_sample, save, toy, write)
 
-# ---------------------------------------------------------------------------------------------- offset maps
+ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / "shared" / "data"
 
-def loops_offsets(instances):
-    """Sec. 4.1: of "every foreground pixel w.r.t. its object center of mass", vertical and horizontal."""
-    H, W = instances.shape
-    offsets = np.zeros((2, H, W))
-    for instance in set(instances.flatten().tolist()) - {0}:
-        pixels = [(y, x) for y in range(H) for x in range(W) if instances[y, x] == instance]
-        centre_y, centre_x = (sum(p[i] for p in pixels) / len(pixels) for i in (0, 1))
-        for y, x in pixels:
-            offsets[:, y, x] = (centre_y - y) / H, (centre_x - x) / W
+# ------------------------------------------------------------------------------------------- instance offsets
+
+def loops_offsets(ids):
+    """Sec. 4.1, of ids (H, W), 0 = none: "every foreground pixel w.r.t. its object center of mass", vertical and
+    horizontal, in shares of height and width."""
+    pixels, offsets = {}, np.zeros((2, *np.shape(ids)))
+    for place, one in np.ndenumerate(ids):
+        pixels.setdefault(int(one), []).append(place)
+    for one, members in pixels.items():
+        centre = [sum(p[i] for p in members) / len(members) for i in (0, 1)]
+        for y, x in members if one else ():
+            offsets[:, y, x] = (centre[0] - y) / len(ids), (centre[1] - x) / len(ids[0])
     return offsets
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_offset_maps_point_to_the_centre_of_mass(seed):
-    """By loops, on scattered instances; ids as Cityscapes has them, far apart and beyond 8 bits."""
-    ids = np.array([0, 1, 2, 26001], np.int32)
-    instances = ids[np.random.default_rng(seed).integers(4, size=(6, 9))]
-    np.testing.assert_allclose(offset_maps(instances), loops_offsets(instances), atol=1e-6,
+    """By loops, on scattered instances; ids as Cityscapes has them, far apart and beyond 8 bits. A flip moves dy with
+    its pixel, and dx too, with the other sign."""
+    instances = np.array([0, 1, 2, 26001], np.int32)[np.random.default_rng(seed).integers(4, size=(6, 9))]
+    dy, dx = offset_maps(instances)
+    np.testing.assert_allclose((dy, dx), loops_offsets(instances), atol=1e-6,
                                err_msg="(dy / H, dx / W) to the centre of mass were expected")
+    np.testing.assert_allclose(offset_maps(instances[:, ::-1]), (dy[:, ::-1], -dx[:, ::-1]), atol=1e-6)
 
 
 def test_offset_maps_by_hand():
@@ -46,432 +64,143 @@ def test_offset_maps_by_hand():
     dy, dx = offset_maps(instances)
     assert (dx[1, 2], dx[1, 3]) == (1 / 16, -1 / 16), f"dx points to the centre, got {dx[1, 2:4].tolist()}"
     assert not dy.any(), "all pixels of this instance are on the centre's row, dy must be 0"
+    assert np.count_nonzero(dx) == 2, "background pixels have no centre to point to"
 
 
-def test_offset_maps_are_0_where_there_is_no_instance():
-    instances = np.random.default_rng(0).integers(3, size=(6, 9))
-    assert not offset_maps(instances)[:, instances == 0].any(), "background pixels have no centre to point to"
+# -------------------------------------------------------------------------------- resized, cropped, flipped (Sec. 4.1)
+
+def loops_kept(old, new):
+    """Nearest neighbour: output i of `new` takes the input under its middle, (i + 1/2) old / new."""
+    return [max(j for j in range(old) if 2 * new * j <= (2 * i + 1) * old) for i in range(new)]
 
 
-def test_a_flip_negates_the_horizontal_offsets_only():
-    """offset_maps of the flipped instances: the flipped maps, dx with the other sign."""
-    instances = np.random.default_rng(0).integers(4, size=(6, 9))
-    (dy, dx), (flipped_dy, flipped_dx) = offset_maps(instances), offset_maps(instances[:, ::-1])
-    np.testing.assert_allclose(flipped_dy, dy[:, ::-1], atol=1e-6, err_msg="dy must only move with its pixel")
-    np.testing.assert_allclose(flipped_dx, -dx[:, ::-1], atol=1e-6, err_msg="dx must move and change sign")
+def loops_window(height, width, H, W, margin, key, seed):
+    """Which row and column of the file each output row and column shows, and the window: (h, w, top, left, flipped)."""
+    h, w = (round(H * margin), round(W * margin)) if key else (H, W)
+    top, left, flipped = 0, 0, False
+    if key:                                  # the documented order: top, left, flip, from (seed, epoch, draw) alone
+        rng = np.random.default_rng((seed, key[1], key[2]))
+        top, left, flipped = int(rng.integers(h - H + 1)), int(rng.integers(w - W + 1)), rng.random() < 0.5
+    rows, columns = loops_kept(height, h), loops_kept(width, w)
+    rows, columns = [rows[top + i] for i in range(H)], [columns[left + i] for i in range(W)]
+    return rows, columns[::-1] if flipped else columns, (h, w, top, left, flipped)
 
 
-# ---------------------------------------------------------------------------------------------- toy scenes
-
-def same_sample(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def test_toy_scenes_are_the_same_twice():
-    """Drawn from (seed, index), not from anybody's random state."""
-    np.random.seed(1)
-    first = ToyScenes("train", (64, 64))[7]
-    np.random.seed(2)
-    assert same_sample(first, ToyScenes("train", (64, 64))[7]), "scene 7 came out differently the second time"
-
-
-def test_toy_scenes_are_the_same_on_every_machine():
-    """Scores are compared between machines: these labels never change. If this fails after an edit, every
-    published toy number is void; undo the edit or publish new ones, and only then pin the new hash."""
-    labels = hashlib.sha256()
-    for index in range(20):
-        labels.update(toy_layout(0, index, 64, 64)[0].tobytes())
-    assert labels.hexdigest() == "23b279f5f43dc4169d3f563eebd6e5bb2855c544a418c6f9c4dbd40049cbbe9b"
-
-
-def test_toy_scenes_are_2000_for_training_and_200_for_validation():
-    assert [len(ToyScenes(split, (64, 64))) for split in ("train", "val")] == [2000, 200]
-
-
-def test_toy_validation_scenes_are_not_training_scenes():
-    """No label map of the validation split among the first training scenes: they are other indices."""
-    layouts = [{toy_layout(0, dataset.first + i, 32, 32)[0].tobytes() for i in range(200)}
-               for dataset in (ToyScenes("train", (32, 32)), ToyScenes("val", (32, 32)))]
-    assert len(layouts[0]) > 190 and len(layouts[1]) > 190, "scenes repeat within a split"
-    assert not layouts[0] & layouts[1], "a validation scene is in the training set"
-    train, val = ToyScenes("train", (64, 64)), ToyScenes("val", (64, 64))
-    assert not same_sample(train[0], val[0]), "the splits start with the same scene"
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("layout", PLACES)
+def test_samples_are_the_files_resized_cropped_and_flipped(tmp_path, layout, seed):
+    """Random maps, sizes and draws. Resized to 286/256 of the size and cropped, Cityscapes only resized; flipped or
+    not; offsets those of the ids after all of that. Without a draw only resized."""
+    rng = np.random.default_rng((seed, 77))
+    (height, width), (H, W) = rng.integers(2, 40, 2).tolist(), rng.integers(4, 26, 2).tolist()
+    sample = random_sample(layout, rng, height, width)
+    dataset = opened(write(tmp_path, layout, {NAMES[0]: sample}), layout, (H, W), seed=seed)
+    classes, keys = loops_meaning(layout, *sample[1:])
+    ids = loops_numbers(keys)
+    picture = Image.open(place(tmp_path, layout, 0))
+    for key in (None, *((0, *rng.integers(1000, size=2).tolist()) for _ in range(6))):
+        rows, columns, (h, w, top, left, flipped) = loops_window(
+            height, width, H, W, 1 if layout == "cityscapes" else 286 / 256, key, seed)
+        found = dataset[key or 0]
+        assert found.keys() == {"image", "label_map", *["offsets"] * dataset.has_instances}
+        assert found["label_map"].tolist() == [[int(classes[y, x]) for x in columns] for y in rows], f"labels of {key}"
+        resized = np.asarray(picture.resize((w, h), Image.BICUBIC))[top:top + H, left:left + W]
+        assert np.array_equal(found["image"].permute(1, 2, 0), resized[:, ::-1] if flipped else resized), (
+            f"picture of {key}")
+        if dataset.has_instances:
+            expected = loops_offsets([[int(ids[y, x]) for x in columns] for y in rows])
+            np.testing.assert_allclose(found["offsets"], expected, atol=1e-6, err_msg=f"offsets of {key}")
 
 
-def test_every_toy_class_occurs_in_the_first_200_scenes():
-    presence = np.stack([ToyScenes("train", (64, 64)).presence(i) for i in range(200)])
-    missing = [name for name, seen in zip(TOY_CLASSES, presence.any(axis=0)) if not seen]
-    assert not missing, f"never seen in 200 scenes: {missing}"
+@pytest.mark.parametrize("layout", PLACES)
+def test_a_draw_shows_all_of_a_cityscapes_picture_and_a_part_of_the_others(tmp_path, layout):
+    """At 256x256, 286x286 with a crop: the first and last row of the file disappear in most draws, not in all."""
+    labels = np.full((286, 286), VALUES[layout][0], np.uint8)
+    labels[0], labels[-1] = VALUES[layout][1], VALUES[layout][2]
+    third = {"cityscapes": labels.astype(np.uint16) * 0, "coco_stuff": labels * 0, "official": [],
+             "folder": labels * 0}.get(layout)
+    dataset = alone(tmp_path, layout, labels, third, size=(286, 286) if layout == "cityscapes" else (256, 256))
+    values = [set(dataset[0, 0, draw]["label_map"].unique().tolist()) for draw in range(12)]
+    whole = sum(len(v) == 3 for v in values)
+    assert whole == (12 if layout == "cityscapes" else 0), f"{whole} of 12 draws show first and last row"
+    assert dataset.planes((0, 0, 3))[1].shape == dataset.image_size
 
 
-def test_toy_presence_is_what_the_label_map_holds():
-    dataset = ToyScenes("val", (64, 64))
-    for i in range(5):
-        seen = set(dataset[i]["label_map"].flatten().tolist())
-        told = set(np.flatnonzero(dataset.presence(i)).tolist())
-        assert told == seen, f"scene {i} holds the classes {sorted(seen)}, presence() says {sorted(told)}"
-
-
-@pytest.mark.parametrize("appearance", [0, 1])
-def test_the_labels_of_a_toy_scene_do_not_depend_on_its_appearance(appearance):
-    for index in range(5):
-        labels, instances = toy_layout(0, index, 64, 64)
-        _, scene_labels, scene_instances = toy_scene(0, index, 64, 64, appearance)
-        assert (scene_labels == labels).all() and (scene_instances == instances).all(), f"scene {index} moved"
-
-
-def test_one_toy_layout_has_many_pictures():
-    """What the diversity loss is for: two appearances are 0.2 apart and more, a pixel, on [-1, 1]."""
-    pairs = [[toy_scene(0, i, appearance=a)[0] / 127.5 - 1 for a in (0, 1)] for i in range(20)]
-    apart = [np.abs(first - second).mean() for first, second in pairs]
-    assert np.mean(apart) > 0.2, f"two appearances of a layout differ by {np.mean(apart):.3f} on average"
-
-
-def test_toy_instances_are_the_things():
-    """Trees, houses, cars, boats and persons have ids 1, 2, ...; all the rest has 0."""
-    for index in range(20):
-        labels, instances = toy_layout(0, index, 64, 64)
-        is_thing = np.isin(labels, (TREE, HOUSE, CAR, BOAT, PERSON))
-        assert ((instances > 0) == is_thing).all(), f"scene {index}: instance ids and things do not coincide"
-        for number in np.unique(instances[instances > 0]):
-            classes = np.unique(labels[instances == number])
-            assert len(classes) == 1, f"scene {index}: instance {number} has the labels {classes.tolist()}"
-
-
-@pytest.mark.parametrize("height, width", [(32, 32), (32, 64), (128, 64)])
-def test_toy_scenes_come_in_any_size(height, width):
-    """Shapes and types of a sample, as the module docstring promises them."""
-    sample = ToyScenes("val", (height, width))[3]
-    found = {name: (tuple(t.shape), t.dtype) for name, t in sample.items()}
-    assert found == {"image": ((3, height, width), torch.uint8), "label_map": ((height, width), torch.uint8),
-                     "offsets": ((2, height, width), torch.float32)}
-    assert sample["offsets"].abs().max() <= 1, "offsets are shares of the picture's sides"
-
-
-def test_every_size_shows_the_same_toy_scene():
-    """Twice as many pixels: the 2x2 pixels that replace one have its label, but for the outlines."""
-    for index in range(5):
-        coarse, fine = toy_layout(0, index, 64, 64)[0], toy_layout(0, index, 128, 128)[0]
-        agreement = (coarse.repeat(2, axis=0).repeat(2, axis=1) == fine).mean()
-        assert agreement > 0.9, f"scene {index} at 64 and at 128 agree in only {agreement:.0%} of the pixels"
+def test_pictures_are_shrunk_with_antialiasing(tmp_path):
+    """Black and white pixels in turn become grey, not black or white."""
+    y, x = np.mgrid[:64, :64]
+    board = (255 * ((x + y) % 2)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    zero = np.zeros((64, 64), np.uint16)
+    image = alone(tmp_path, "cityscapes", zero, zero, board, (16, 16))[0]["image"]
+    assert 100 < image.min() and image.max() < 155, f"values from {image.min()} to {image.max()}"
 
 
 def test_toy_augmentation_is_a_flip_or_nothing():
     """From (seed, epoch, draw) alone; labels and picture flip together, dx changes its sign."""
-    dataset, flips = ToyScenes("train", (32, 32)), 0
+    dataset, flips = toy("train", 32, 32), 0
     plain = dataset[3]
-    mirrored = {"image": plain["image"].flip(-1), "label_map": plain["label_map"].flip(-1),
-                "offsets": plain["offsets"].flip(-1) * torch.tensor([1.0, -1.0]).view(2, 1, 1)}
+    mirrored = {name: t.flip(-1) for name, t in plain.items()}
+    mirrored["offsets"] *= torch.tensor([1.0, -1.0]).view(2, 1, 1)
     for draw in range(1, 21):
         sample = dataset[3, 0, draw]
         assert same_sample(sample, dataset[3, 0, draw]), f"draw {draw} came out differently the second time"
         expected = plain if torch.equal(sample["image"], plain["image"]) else mirrored
         flips += expected is mirrored
         for name in plain:
-            torch.testing.assert_close(sample[name], expected[name],
-                                       msg=f"draw {draw}: {name} does not fit the image")
+            torch.testing.assert_close(sample[name], expected[name], msg=f"draw {draw}: {name} does not fit the image")
     assert 3 < flips < 17, f"{flips} of 20 draws were flipped, about half were expected"
 
 
-# ------------------------------------------------------------------------------------------ your own data
-
-def write_tree(folder, scenes, classes=("sky", "ground", "tree", "house"), split="train"):
-    """The generic layout, from {name: {"images": ..., "labels":
-    ..., "instances": ...}}, arrays or PIL images."""
-    folder.mkdir(exist_ok=True)
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-    for name, planes in scenes.items():
-        for kind, plane in planes.items():
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
-            plane = plane if isinstance(plane, Image.Image) else Image.fromarray(plane)
-            plane.save(folder / kind / split / f"{name}.png")
-    return folder
+@pytest.mark.parametrize("layout", ["toy", "cityscapes", "coco_stuff", "official", "folder"])
+def test_instances_can_be_left_out(tmp_path, layout):
+    """For baselines that know none: no offsets, the rest as it was, and instance maps are not even read."""
+    root, name = None if layout == "toy" else good(tmp_path, layout)[0], OPTION.get(layout, layout)
+    whole = open_dataset(name, root, "train", (16, 16))[0, 1, 2]
+    if layout in ("cityscapes", "coco_stuff", "folder"):
+        save(place(root, layout, 2), b"")
+    dataset = open_dataset(name, root, "train", (16, 16), instances=False)
+    assert not dataset.has_instances and whole.pop("offsets") is not None and same_sample(dataset[0, 1, 2], whole)
 
 
-def scene(seed=0, height=48, width=64):
-    """Blocks of 8x8 pixels with random labels 0..3; the picture's red is 60 times the label."""
-    blocks = np.random.default_rng(seed).integers(4, size=(height // 8, width // 8), dtype=np.uint8)
-    labels = blocks.repeat(8, axis=0).repeat(8, axis=1)
-    picture = np.stack([60 * labels, np.full_like(labels, 50), np.full_like(labels, 50)], axis=2)
-    return {"images": Image.fromarray(picture), "labels": labels}
+@pytest.mark.parametrize("layout", ["toy", *PLACES])
+def test_a_dataset_travels_to_another_process(tmp_path, layout):
+    """As loader processes get it where they are not forked."""
+    dataset = toy() if layout == "toy" else opened(good(tmp_path, layout)[0], layout)
+    assert same_sample(pickle.loads(pickle.dumps(dataset))[1, 2, 3], dataset[1, 2, 3])
 
 
-def test_folder_pairs_pictures_and_labels_by_name(tmp_path):
-    """Unaugmented and at their own size, samples are the files as they are, in the order of their names."""
-    scenes = {"b": scene(1), "a": scene(2)}
-    dataset = open_folder(write_tree(tmp_path, scenes), "train", (48, 64))
-    assert (len(dataset), dataset.names) == (2, ["a", "b"])
-    for i, name in enumerate("ab"):
-        sample, picture, labels = dataset[i], scenes[name]["images"], scenes[name]["labels"]
-        assert np.array_equal(sample["label_map"], labels), f"sample {i} does not have the labels of {name}"
-        assert np.array_equal(sample["image"].permute(1, 2, 0), picture), (
-            f"sample {i} is not the picture {name}")
-        assert sample.keys() == {"image", "label_map"}, "there are no instances, so no offsets either"
-
-
-def test_folder_resizes_to_height_by_width(tmp_path):
-    """Files of any size; labels by nearest neighbour: no label appears that was not there."""
-    labels = 3 * np.random.default_rng(0).integers(2, size=(40, 100), dtype=np.uint8)
-    labels[:, :20], labels[:, 80:] = 0, 3
-    dataset = open_folder(write_tree(tmp_path, {"a": {"images": Image.new("RGB", (100, 40)), "labels": labels}}),
-                     "train", (32, 64))
-    image, label_map = dataset[0]["image"], dataset[0]["label_map"]
-    assert image.shape == (3, 32, 64) and label_map.shape == (32, 64), "image_size is (height, width)"
-    assert label_map.unique().tolist() == [0, 3], "interpolation invented labels between 0 and 3"
-    assert (label_map[:, :12] == 0).all() and (label_map[:, 52:] == 3).all(), (
-        "the left side was 0, the right 3")
-
-
-def test_folder_reads_the_class_names(tmp_path):
-    """One name a line, line number = label value; no class is unknown unless it says so."""
-    dataset = open_folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64))
-    assert (dataset.classes, dataset.unknown) == (("sky", "ground", "tree", "house"), None)
-
-
-def test_folder_class_unlabelled_is_the_unknown_one(tmp_path):
-    write_tree(tmp_path, {"a": scene()}, ("sky", "ground", "unlabelled", "house"))
-    dataset = open_folder(tmp_path, "train", (48, 64))
-    assert dataset.unknown == 2, "the class named unlabelled is the third, index 2"
-    assert not dataset.palette[2].any(), "the unknown class is drawn in black"
-
-
-@pytest.mark.parametrize("mode, ending", [("L", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("P", "png"),
-                                          ("RGBA", "png")])
-def test_folder_pictures_of_any_mode_become_rgb(tmp_path, mode, ending):
-    """ADE20K has greyscale and CMYK pictures. The colour comes out as it went in (JPEG: nearly)."""
-    write_tree(tmp_path, {"a": scene()})
-    (tmp_path / "images/train/a.png").unlink()
-    colour = (90, 90, 90) if mode == "L" else (200, 100, 50)
-    Image.new("RGB", (64, 48), colour).convert(mode).save(tmp_path / f"images/train/a.{ending}")
-    image = open_folder(tmp_path, "train", (48, 64))[0]["image"]
-    assert image.shape == (3, 48, 64) and image.dtype == torch.uint8
-    found = image.float().mean(dim=(1, 2)).tolist()
-    assert np.allclose(found, colour, atol=6), f"{mode}: the colour {colour} came out as {found}"
-
-
-def test_folder_palette_label_maps_are_read_as_indices(tmp_path):
-    """The colours of a palette PNG are for the eye; the label is the index."""
-    planes = scene()
-    labels = planes["labels"]
-    planes["labels"] = Image.fromarray(labels)
-    planes["labels"].putpalette([255, 0, 0, 0, 255, 0, 9, 9, 9, 200, 200, 200])
-    assert planes["labels"].mode == "P"
-    sample = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))[0]
-    assert np.array_equal(sample["label_map"], labels), "the label map is not the palette indices"
-
-
-# ------------------------------------------------------------------------------------------- augmentation
-
-def test_augmentation_is_a_function_of_seed_epoch_and_draw(tmp_path):
-    """A resumed run, or another loader process, sees what the first one would have seen."""
-    tree = write_tree(tmp_path, {"a": scene()})
-    first, second = open_folder(tree, "train", (48, 64), seed=3), open_folder(tree, "train", (48, 64), seed=3)
-    np.random.seed(0)
-    for draw in range(5):
-        once, again = first[0, 2, draw], second[0, 2, draw]
-        assert same_sample(once, again), f"draw {draw} of epoch 2 differs the second time"
-
-
-def test_augmentation_differs_with_draw_epoch_and_seed(tmp_path):
-    tree = write_tree(tmp_path, {"a": scene()})
-    datasets = [open_folder(tree, "train", (48, 64), seed=seed) for seed in (3, 4)]
-    for what, draws in {"draw": [datasets[0][0, 2, n] for n in range(10)],
-                        "epoch": [datasets[0][0, n, 2] for n in range(10)]}.items():
-        different = len({sample["image"].numpy().tobytes() for sample in draws})
-        assert different > 7, f"only {different} different pictures in 10 values of {what}"
-    same = [same_sample(datasets[0][0, 2, n], datasets[1][0, 2, n]) for n in range(5)]
-    assert not all(same), "the seed has no effect"
-
-
-def test_picture_and_labels_are_cropped_and_flipped_together(tmp_path):
-    """The red of every pixel says what its label must be. Left
-    out: pixels within 3 of a border between labels."""
-    dataset, flipped = open_folder(write_tree(tmp_path, {"a": scene()}), "train", (48, 64)), 0
-    plain = dataset[0]["label_map"].numpy().astype(float)
-    for draw in range(20):
-        sample = dataset[0, 0, draw]
-        red, labels = sample["image"][0].numpy(), sample["label_map"].numpy()
-        inside = [(y, x) for y in range(3, 45) for x in range(3, 61)
-                  if (labels[y - 3:y + 4, x - 3:x + 4] == labels[y, x]).all()]
-        wrong = [(y, x) for y, x in inside if round(red[y, x] / 60) != labels[y, x]]
-        assert len(inside) > 100, "this test found too few pixels inside of blocks"
-        assert not wrong, f"draw {draw}: picture and labels disagree at {len(wrong)} of {len(inside)} pixels"
-        agreement = [(labels == plane).mean() for plane in (plain, plain[:, ::-1])]
-        flipped += agreement[1] > agreement[0]
-    assert 3 < flipped < 17, f"{flipped} of 20 draws were flipped, about half were expected"
-
-
-def test_offsets_are_those_of_the_flipped_and_cropped_instances(tmp_path):
-    """Instance ids equal to the labels: the offsets must be those of the label map that comes with them."""
-    planes = scene()
-    planes["instances"] = planes["labels"].astype(np.uint16)
-    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
-    assert dataset.has_instances
-    for draw in range(8):
-        sample = dataset[0, 0, draw]
-        np.testing.assert_allclose(sample["offsets"], loops_offsets(sample["label_map"].numpy()), atol=1e-6,
-                                   err_msg=f"draw {draw}: the offsets belong to another crop or flip")
-
-
-# ----------------------------------------------------------------------------- what does not fit, in one line
-
-def assert_refused(says, make):
-    """make() raises InputError, and its message has every one of the given words."""
-    with pytest.raises(InputError) as error:
-        make()
-    for word in says:
-        assert word in str(error.value), f"the message does not say {word!r}: {error.value}"
-
-
-@pytest.mark.parametrize("missing, left", [("images", "labels"), ("labels", "images")])
-def test_a_file_without_its_partner_is_refused(tmp_path, missing, left):
-    write_tree(tmp_path, {"a": scene(), "b": scene()})
-    (tmp_path / missing / "train" / "b.png").unlink()
-    assert_refused([str(tmp_path / left / "train" / "b.png"), str(tmp_path / missing / "train")],
-                   lambda: open_folder(tmp_path, "train", (48, 64)))
-
-
-def test_a_picture_without_its_instance_map_is_refused(tmp_path):
-    """Where there is an instances folder, every picture needs a file there."""
-    write_tree(tmp_path, {"a": {**scene(), "instances": np.zeros((48, 64), np.uint8)}, "b": scene()})
-    assert_refused(["b.png", "instances"], lambda: open_folder(tmp_path, "train", (48, 64)))
-
-
-@pytest.mark.parametrize("kind", ["labels", "instances"])
-def test_sizes_that_differ_are_refused(tmp_path, kind):
-    """With both files and both sizes, width x height as image viewers print them."""
-    planes = {**scene(), "instances": np.zeros((48, 64), np.uint8)}
-    planes[kind] = np.zeros((24, 32), np.uint8)
-    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
-    first, second = (str(tmp_path / k / "train/a.png") for k in (kind, "images"))
-    assert_refused([first, "32x24", second, "64x48"], lambda: dataset[0])
-
-
-def test_label_values_beyond_the_classes_are_refused(tmp_path):
-    """With the values: 4 classes are 0..3, this file has 7 and 9 as well."""
-    planes = scene()
-    planes["labels"][0, 0], planes["labels"][5, 5] = 9, 7
-    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
-    assert_refused([str(tmp_path / "labels/train/a.png"), "[7, 9]", "0..3"], lambda: dataset[0])
-
-
-def test_label_values_beyond_8_bits_are_refused(tmp_path):
-    """256 in a 16-bit file must not become a 0."""
-    planes = scene()
-    planes["labels"] = planes["labels"].astype(np.uint16)
-    planes["labels"][0, 0] = 256
-    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
-    assert_refused([str(tmp_path / "labels/train/a.png"), "[256]"], lambda: dataset[0])
-
-
-def test_an_rgb_label_map_is_refused(tmp_path):
-    planes = scene()
-    planes["labels"] = planes["images"]
-    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
-    assert_refused([str(tmp_path / "labels/train/a.png"), "RGB", "one channel"], lambda: dataset[0])
-
-
-def test_an_rgb_instance_map_is_refused(tmp_path):
-    planes = {**scene(), "instances": scene()["images"]}
-    dataset = open_folder(write_tree(tmp_path, {"a": planes}), "train", (48, 64))
-    assert_refused([str(tmp_path / "instances/train/a.png")], lambda: dataset[0])
-
-
-def test_a_truncated_jpeg_is_refused(tmp_path):
-    """A broken download: the first half of a file."""
-    write_tree(tmp_path, {"a": scene()})
-    file = tmp_path / "images/train/a.jpg"
-    Image.open(tmp_path / "images/train/a.png").save(file)
-    (tmp_path / "images/train/a.png").unlink()
-    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
-    dataset = open_folder(tmp_path, "train", (48, 64))
-    assert_refused([str(file), "cannot be read"], lambda: dataset[0])
-
-
-def test_a_file_that_is_no_picture_is_refused(tmp_path):
-    write_tree(tmp_path, {"a": scene()})
-    (tmp_path / "labels/train/a.png").write_text("not a picture")
-    dataset = open_folder(tmp_path, "train", (48, 64))
-    assert_refused([str(tmp_path / "labels/train/a.png"), "cannot be read"], lambda: dataset[0])
-
-
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    """It shows the layout that is expected."""
-    write_tree(tmp_path, {"a": scene()})
-    assert_refused([str(tmp_path / "images/val"), "no pictures", "classes.txt"],
-                   lambda: open_folder(tmp_path, "val", (48, 64)))
-
-
-def test_a_folder_without_classes_txt_is_refused(tmp_path):
-    write_tree(tmp_path, {"a": scene()})
-    (tmp_path / "classes.txt").unlink()
-    assert_refused([str(tmp_path), "no classes.txt"], lambda: open_folder(tmp_path, "train", (48, 64)))
-
+# --------------------------------------------------------------------------------------------- opening a dataset
 
 def test_an_unknown_dataset_is_refused():
-    assert_refused(["--dataset cats", "toy", "folder"], lambda: open_dataset("cats", None, "train", (64, 64)))
-
-
-def test_the_folder_dataset_needs_a_path():
-    assert_refused(["--data-path"], lambda: open_dataset("folder", None, "train", (64, 64)))
+    with pytest.raises(InputError, match="--dataset cats.*toy.*folder"):
+        open_dataset("cats", None, "train", (64, 64))
 
 
 def test_image_size_is_height_by_width():
-    assert (parse_size("64"), parse_size("256x512")) == ((64, 64), (256, 512))
+    assert (size("64"), size("256x512")) == ((64, 64), (256, 512))
 
 
-def test_every_class_has_a_colour_of_its_own():
-    """Even COCO-Stuff's 183, the unknown one black."""
-    palette = default_palette(183, 182)
-    assert len({tuple(colour) for colour in palette.tolist()}) == 183, "two classes share a colour"
-    assert palette[182].tolist() == [0, 0, 0], "the unknown class is black"
-
-
-# ------------------------------------------------------------------------------------- rare-class sampling
+# ------------------------------------------------------------------------------------------- rare-class sampling
 
 def test_sampling_probabilities_by_loops():
     """Sec. 4.1: p proportional to f_k^(-1/2), k the rarest class of the image, f its share of the images."""
     presence = np.random.default_rng(0).random((12, 5)) < (0.9, 0.6, 0.4, 0.2, 0.1)
     presence[:, 0] = True
-    weights = []
-    for image in presence:
-        shares = [sum(other[c] for other in presence) / 12 for c in range(5) if image[c]]
-        weights.append(min(shares) ** -0.5)
-    expected = [w / sum(weights) for w in weights]
-    np.testing.assert_allclose(sampling_probabilities(presence), expected,
+    weights = [min(sum(other[c] for other in presence) / 12 for c in range(5) if image[c]) ** -0.5
+               for image in presence]
+    np.testing.assert_allclose(sampling_probabilities(presence), np.array(weights) / sum(weights),
                                err_msg="p is not f_k^(-1/2), normalised")
 
 
-def test_sampling_probabilities_by_hand():
-    """Class 1 is in one image of four: 1/sqrt(1/4) = 2, twice the others' weight: 1/5, 1/5, 1/5, 2/5."""
-    p = sampling_probabilities(np.array([[1, 0], [1, 0], [1, 0], [1, 1]]))
-    np.testing.assert_allclose(p, [0.2, 0.2, 0.2, 0.4])
-
-
-def test_the_unknown_class_is_not_a_rare_class():
-    """Unknown pixels in a single image, however rare, do not make it more likely."""
-    p = sampling_probabilities(np.array([[1, 0], [1, 0], [1, 0], [1, 1]]), unknown=1)
-    np.testing.assert_allclose(p, [0.25] * 4, err_msg="the unknown class changed the probabilities")
-
-
-def test_an_image_of_unknown_pixels_only_counts_as_common():
-    """f_k = 1, the smallest weight; class 0 in two of four: sqrt(2). No infinity and no nan."""
-    p = sampling_probabilities(np.array([[1, 0], [1, 0], [0, 1], [0, 1]]), unknown=1)
-    weights = np.array([2 ** 0.5, 2 ** 0.5, 1, 1])
-    np.testing.assert_allclose(p, weights / weights.sum())
-
-
-def test_images_are_drawn_as_often_as_their_probability_says():
-    """100,000 draws: each of 20 counts within five standard deviations, sqrt(n p (1 - p)), of n p."""
-    p = np.random.default_rng(1).random(20) ** 2 + 0.01
-    p /= p.sum()
-    draws = [index for batch in RareClassBatches(p, 100, 0, 1000) for index, _, _ in batch]
-    assert len(draws) == 100_000
-    counts = np.bincount(draws, minlength=20)
-    deviations = (counts - 100_000 * p) / np.sqrt(100_000 * p * (1 - p))
-    assert np.abs(deviations).max() < 5, (
-        f"drawn too often or too rarely, in deviations: {deviations.round(1)}")
-    assert np.abs(deviations).max() > 0.3, "random draws never fit that well: were they drawn at all?"
+@pytest.mark.parametrize("presence, unknown, weights", [
+    # Class 1 is in one image of four: 1/sqrt(1/4) = 2, twice the others' weight.
+    ([[1, 0], [1, 0], [1, 0], [1, 1]], None, [1, 1, 1, 2]),
+    # Unknown pixels in a single image, however rare, do not make it more likely.
+    ([[1, 0], [1, 0], [1, 0], [1, 1]], 1, [1, 1, 1, 1]),
+    # Images of unknown pixels only: f_k = 1, the smallest weight. Class 0 in two of four: sqrt(2). No infinity, no nan.
+    ([[1, 0], [1, 0], [0, 1], [0, 1]], 1, [2 ** 0.5, 2 ** 0.5, 1, 1])])
+def test_sampling_probabilities_by_hand(presence, unknown, weights):
+    np.testing.assert_allclose(sampling_probabilities(np.array(presence), unknown), np.array(weights) / sum(weights))
 
 
 P7 = np.array([1, 2, 3, 4, 5, 6, 7]) / 28  # seven images: batches of four cross the epochs' boundaries
@@ -480,100 +209,307 @@ P7 = np.array([1, 2, 3, 4, 5, 6, 7]) / 28  # seven images: batches of four cross
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_parts_together_are_one_ranks_batch(world):
     """Behind one another and in order: the number of ranks does not change what a step sees."""
-    whole = list(RareClassBatches(P7, 4, 0, 10))
     parts = [list(RareClassBatches(P7, 4, 0, 10, rank=rank, world=world)) for rank in range(world)]
-    for step in range(10):
-        together = [sample for part in parts for sample in part[step]]
-        assert together == whole[step], (
-            f"step {step}: {world} ranks see {together}, one rank sees {whole[step]}")
+    assert [sum(of_step, []) for of_step in zip(*parts)] == list(RareClassBatches(P7, 4, 0, 10))
 
 
-def test_a_resumed_run_goes_on_with_the_draws_of_its_step():
-    """Starting at step 7 gives what a run from 0 gives at step 7 and after."""
-    assert list(RareClassBatches(P7, 4, 7, 12)) == list(RareClassBatches(P7, 4, 0, 12))[7:]
-
-
-def test_an_epoch_is_as_many_draws_as_there_are_images():
-    """Draw n is draw n % 7 of epoch n // 7: the pair that seeds the augmentation is never used twice."""
-    draws = [sample[1:] for batch in RareClassBatches(P7, 4, 0, 7) for sample in batch]
-    assert draws == [(n // 7, n % 7) for n in range(28)]
-
-
-def test_every_epoch_is_drawn_anew():
+def test_draws_are_a_function_of_seed_and_step():
+    """A resumed run goes on with the draws of its step. Every epoch and every seed has its own. Draw n is draw n % 7 of
+    epoch n // 7: the pair that seeds the augmentation is never used twice."""
+    whole = list(RareClassBatches(P7, 4, 0, 12))
+    assert list(RareClassBatches(P7, 4, 7, 12)) == whole[7:] and len(RareClassBatches(P7, 4, 7, 12)) == 5
+    assert list(RareClassBatches(P7, 4, 0, 12, seed=1)) != whole
+    assert [key[1:] for batch in whole for key in batch] == [(n // 7, n % 7) for n in range(48)]
     epochs = [[index for index, _, _ in batch] for batch in RareClassBatches(P7, 7, 0, 10)]
     assert len(np.unique(epochs, axis=0)) > 8, "the epochs repeat each other"
 
 
-def test_another_seed_gives_other_draws():
-    assert list(RareClassBatches(P7, 4, 0, 10, seed=0)) != list(RareClassBatches(P7, 4, 0, 10, seed=1))
+def loops_f_k(maps, unknown):
+    """Of each map: the share of the maps in which its rarest class appears (1 if it has none)."""
+    seen = [{int(v) for row in labels.tolist() for v in row} - {unknown} for labels in maps]
+    share = {c: sum(c in other for other in seen) / len(seen) for one in seen for c in one}
+    return [min([share[c] for c in one], default=1.0) for one in seen]
 
 
-def test_the_number_of_batches_is_the_number_of_steps():
-    sampler = RareClassBatches(P7, 4, 7, 12)
-    assert len(sampler) == len(list(sampler)) == 5
+@pytest.fixture(scope="module")
+def ade_maps(tmp_path_factory):
+    """Fifteen maps; wall in almost all, flag in one; unlabelled pixels in three, one of them without anything else."""
+    rng, maps = np.random.default_rng(3), []
+    for i in range(15):
+        classes = [c for c, p in ((1, 0.9), (2, 0.6), (13, 0.3), (21, 0.2)) if rng.random() < p]
+        classes += {4: [0], 5: [0], 9: [150]}.get(i, [])
+        maps.append(rng.permutation(np.resize(classes or [1], 36)).reshape(6, 6).astype(np.uint8))
+    maps[11] = np.zeros((6, 6), np.uint8)
+    root = tmp_path_factory.mktemp("ade")
+    write(root, "ade20k", {f"{i:02d}": (np.zeros((6, 6, 3), np.uint8), m, None) for i, m in enumerate(maps)})
+    return opened(root, "ade20k"), maps
 
 
-# ---------------------------------------------------------------------------------- which classes are where
-
-@pytest.fixture
-def three_scenes(tmp_path):
-    """Images of classes {0}, {1, 3} and {2, 3}."""
-    scenes = {}
-    for name, (left, right) in {"a": (0, 0), "b": (1, 3), "c": (3, 2)}.items():
-        labels = np.full((8, 8), left, np.uint8)
-        labels[:, 7] = right
-        scenes[name] = {"images": Image.new("RGB", (8, 8)), "labels": labels}
-    return write_tree(tmp_path / "tree", scenes)
-
-
-EXPECTED = [[True, False, False, False], [False, True, False, True], [False, False, True, True]]
-
-
-def unreadable(*_):
-    raise AssertionError("a label map was read, the cache should have been used")
-
-
-def test_class_presence_reads_every_label_map(three_scenes):
-    assert class_presence(open_folder(three_scenes, "train", (8, 8))).tolist() == EXPECTED
+@pytest.mark.parametrize("world", [1, 4])
+def test_images_are_drawn_as_often_as_their_rarest_class_says(ade_maps, world):
+    """100,000 draws, 25,000 on each of four ranks: every count within five standard deviations of n p, p proportional
+    to f_k^(-1/2), f_k by loops over the maps; the table read from the files."""
+    dataset, maps = ade_maps
+    f_k = loops_f_k(maps, unknown=0)
+    assert len(set(f_k)) > 4 and min(f_k) == 1 / 15, "this test wants rare and common classes"
+    expected = np.array([f ** -0.5 for f in f_k]) / sum(f ** -0.5 for f in f_k)
+    p = training_probabilities(dataset, "rare-class", None, Ranks(torch.device("cpu")))
+    draws = [[key for batch in RareClassBatches(p, 8, 0, 12_500, rank=rank, world=world) for key in batch]
+             for rank in range(world)]
+    assert len({key[1:] for of_rank in draws for key in of_rank}) == 100_000, "two ranks, or one twice, see one draw"
+    counts = np.array([np.bincount([i for i, _, _ in of_rank], minlength=15) for of_rank in draws])
+    assert counts.sum(axis=1).tolist() == [100_000 // world] * world
+    for drawn, n in (*((c, 100_000 // world) for c in counts), (counts.sum(axis=0), 100_000)):
+        deviations = (drawn - n * expected) / np.sqrt(n * expected * (1 - expected))
+        assert np.abs(deviations).max() < 5, f"too often or too rarely, in deviations: {deviations.round(1)}"
+        assert np.abs(deviations).max() > 0.2, "random draws never fit that well"
 
 
-def test_class_presence_is_read_from_the_cache_the_second_time(three_scenes, tmp_path, monkeypatch):
-    class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
-    monkeypatch.setattr(Pictures, "presence", unreadable)
-    cached = class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
-    assert cached.tolist() == EXPECTED
+# ------------------------------------------------------------------------------------------- the batches of a run
+
+ARGS = SimpleNamespace(batch_size=4, seed=3, workers=1)
 
 
-@pytest.mark.parametrize("change", ["a file more", "a file less", "other labels", "another class list"])
-def test_the_cache_of_another_dataset_is_not_used(three_scenes, tmp_path, monkeypatch, change):
-    """The list of label files, their sizes and times, and the classes must be those of the cache."""
-    class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
-    if change == "a file more":
-        write_tree(three_scenes, {"d": scene()})
-    elif change == "a file less":
-        (three_scenes / "images/train/c.png").unlink(), (three_scenes / "labels/train/c.png").unlink()
-    elif change == "other labels":
-        write_tree(three_scenes, {"a": {"labels": scene()["labels"]}})
+def test_training_batches_are_the_drawn_samples_as_the_networks_take_them(tmp_path):
+    """real in [-1, 1], channels last; label maps as int64; offsets as they are; read by a loader process."""
+    dataset, ranks = opened(good(tmp_path, "folder")[0], "folder"), Ranks(torch.device("cpu"))
+    p = training_probabilities(dataset, "uniform", None, ranks)
+    assert p.tolist() == [1 / 3] * 3
+    keys = list(RareClassBatches(p, 4, 1, 3, seed=3))
+    for batch, of_step in zip(training_batches(dataset, p, 1, 3, ARGS, ranks), keys, strict=True):
+        samples = [dataset[key] for key in of_step]
+        assert torch.equal(batch["real"], torch.stack([s["image"].float() / 127.5 - 1 for s in samples]))
+        assert torch.equal(batch["label_map"], torch.stack([s["label_map"].long() for s in samples]))
+        assert torch.equal(batch["offsets"], torch.stack([s["offsets"] for s in samples]))
+        assert batch["real"].is_contiguous(memory_format=torch.channels_last) and len(batch) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_ends_the_training_with_one_line(tmp_path, workers):
+    """The same from a loader process as from this one: no stack trace, no name of the error."""
+    root, _ = good(tmp_path, "ade20k")
+    for name in NAMES:
+        save(place(root, "ade20k", 1, name), b"")
+    args = SimpleNamespace(**{**vars(ARGS), "workers": workers})
+    with pytest.raises(InputError) as error:
+        next(training_batches(opened(root, "ade20k"), np.full(3, 1 / 3), 0, 1, args, Ranks(torch.device("cpu"))))
+    assert re.fullmatch(rf"{re.escape(str(root))}\S+\.png: cannot be read as a picture .*", str(error.value))
+
+
+# ------------------------------------------------------------------------------------------- the presence cache
+
+@pytest.mark.parametrize("layout", PLACES)
+def test_class_presence_is_what_the_files_hold(tmp_path, layout):
+    root, samples = good(tmp_path, layout)
+    samples[NAMES[2]][1][:] = VALUES[layout][1]
+    samples[NAMES[2]][1][29, 10] = VALUES[layout][-1]                   # one pixel is enough
+    for row, name in zip(class_presence(opened(write(root, layout, samples), layout)), NAMES):
+        classes, _ = loops_meaning(layout, *samples[name][1:])
+        assert set(np.flatnonzero(row).tolist()) == set(classes.ravel().tolist()), f"classes of {name}"
+
+
+@pytest.mark.parametrize("layout, change", [
+    *((layout, change) for layout in PLACES for change in (
+        "nothing", "a newer label file", "a label file of another size", "a new sample", "a sample less")),
+    ("coloured", "another palette"), ("folder", "another class list")])
+def test_the_presence_cache_is_used_as_long_as_the_dataset_stays(tmp_path, monkeypatch, layout, change):
+    root, samples = good(tmp_path / "data", layout)
+    cache, label_file = tmp_path / "presence.npz", place(root, layout, 1)
+    first = class_presence(opened(root, layout), cache)
+    times = label_file.stat()
+    other = np.full((12, 20), VALUES[layout][1], np.uint8)
+    other = COLOURS[other] if layout == "coloured" else other
+    if change == "a newer label file":
+        save(label_file, other)
+        label_file.write_bytes(label_file.read_bytes().ljust(times.st_size, b"\0"))     # the size stays
+        os.utime(label_file, ns=(times.st_atime_ns, times.st_mtime_ns + 10 ** 9))
+    elif change == "a label file of another size":
+        save(label_file, other)
+        os.utime(label_file, ns=(times.st_atime_ns, times.st_mtime_ns))                 # as copied with its time
+        assert label_file.stat().st_size != times.st_size
+    elif change in ("a new sample", "a sample less"):
+        samples = {**samples, "000000000009": samples[NAMES[0]]} if "new" in change else {NAMES[1]: samples[NAMES[1]]}
+        shutil.rmtree(root)
+        write(root, layout, samples)
+    elif change == "another palette":
+        save(label_file, COLOURS[np.zeros((12, 20), int)])
+        first = class_presence(opened(root, layout), cache)
+        save(root / "palette.txt", "".join("{} {} {}\n".format(*colour) for colour in COLOURS[::-1]))
+    elif change == "another class list":
+        save(root / "classes.txt", "sky\nground\ntree\nhouse\ncar\n")
+    dataset = opened(root, layout)
+    if change == "nothing":
+        monkeypatch.setattr(Dataset, "presence", None)                                  # not a label map is read
+        assert np.array_equal(class_presence(dataset, cache), first)
     else:
-        write_tree(three_scenes, {}, ("sky", "ground", "tree", "house", "car"))
-    monkeypatch.setattr(Pictures, "presence", unreadable)
-    with pytest.raises(AssertionError, match="a label map was read"):
-        class_presence(open_folder(three_scenes, "train", (8, 8)), tmp_path / "cache.npz")
+        again, fresh = class_presence(dataset, cache), class_presence(dataset)
+        assert np.array_equal(again, fresh), "the table is that of the dataset as it was before"
+        assert not np.array_equal(fresh, first), "this test's change does not change the table"
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_half_written_cache_is_replaced(three_scenes, tmp_path, share):
+def test_a_half_written_cache_is_replaced(tmp_path, share):
     """The run was killed, or the disk was full, while the cache was written."""
-    cache = tmp_path / "cache.npz"
-    class_presence(open_folder(three_scenes, "train", (8, 8)), cache)
-    whole = cache.read_bytes()
+    cache, dataset = tmp_path / "cache.npz", opened(good(tmp_path, "folder")[0], "folder")
+    expected, whole = class_presence(dataset, cache), cache.read_bytes()
     cache.write_bytes(whole[:int(share * len(whole))])
-    assert class_presence(open_folder(three_scenes, "train", (8, 8)), cache).tolist() == EXPECTED
-    assert np.load(cache)["presence"].tolist() == EXPECTED, "the broken cache was left as it was"
+    assert np.array_equal(class_presence(dataset, cache), expected)
+    assert np.array_equal(np.load(cache)["presence"], expected), "the broken cache was left as it was"
 
 
-def test_class_presence_finds_bad_label_maps_before_the_training(three_scenes):
+def test_class_presence_finds_bad_label_maps_before_the_training(tmp_path):
     """One label beyond the classes in one file of many: found now, not after an hour."""
-    write_tree(three_scenes, {"c": {"labels": np.full((8, 8), 77, np.uint8)}})
-    dataset = open_folder(three_scenes, "train", (8, 8))
-    assert_refused([str(three_scenes / "labels/train/c.png"), "[77]"], lambda: class_presence(dataset))
+    root, _ = good(tmp_path, "folder")
+    save(place(root, "folder", 1, NAMES[2]), labels_with(77))
+    with pytest.raises(InputError, match=rf"{re.escape(str(place(root, 'folder', 1, NAMES[2])))}.*\[77\]"):
+        class_presence(opened(root, "folder"))
+
+
+# ------------------------------------------------------------------------------------------- python data.py
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """check(*options) -> exit code, stdout, stderr of `python data.py OPTIONS`, in this process (torch is loaded)."""
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, options)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "data.py"), run_name="__main__")
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+    return run
+
+
+def table(stdout):
+    """{class: (name, share as text, samples)} of the report."""
+    rows = re.findall(r"^ *(\d+) (.+?) +([\d.]+%) +([\d,]+)(?: +unknown)?$", stdout, re.M)
+    return {int(c): (name, share, int(count.replace(",", ""))) for c, name, share, count in rows}
+
+
+@pytest.mark.parametrize("layout", PLACES)
+def test_the_check_counts_what_is_there(tmp_path, check, layout):
+    """Samples, sizes, instances, and pixels and samples of every class, against numpy's own count of the maps."""
+    root, samples = good(tmp_path / "data", layout)
+    page = tmp_path / "page.png"
+    code, stdout, stderr = check("--dataset", OPTION[layout], "--data-path", root, "--image-size", "64x32", "--output",
+                                 page)
+    assert (code, stderr) == (0, "")
+    meanings = [loops_meaning(layout, labels, third) for _, labels, third in samples.values()]
+    classes = [m[0].ravel() for m in meanings]
+    dataset = opened(root, layout, (64, 32))
+    expected = {c: (dataset.classes[c], f"{(np.concatenate(classes) == c).mean():.3%}", sum(c in m for m in classes))
+                for c in np.unique(np.concatenate(classes)).tolist()}
+    assert table(stdout) == expected
+    assert f"3 samples, {len(dataset.classes)} classes" in stdout and "2 portrait, 0 square, 1 landscape" in stdout
+    assert "3 different, 12x20 to 30x11" in stdout, "sizes are height x width"
+    instances = sum(len({key for row in keys for key in row} - {None}) for _, keys in meanings)
+    assert (f"{instances} instances" if dataset.has_instances else "no instances") in stdout
+    never = re.search(r"^never seen: (.*)$", stdout, re.M)[1]
+    absent = [f"{c} {name}" for c, name in enumerate(dataset.classes) if c not in expected]
+    assert never == (", ".join(absent) or "none"), "classes that no file has"
+
+    drawn = np.asarray(Image.open(page))
+    wide = 4 if dataset.has_instances else 2
+    assert drawn.shape == (16 + 3 * 128, wide * 64, 3), "16 rows for the titles, samples twice enlarged"
+    for i, (labels, _) in enumerate(meanings):
+        rows, columns = loops_kept(labels.shape[0], 64), loops_kept(labels.shape[1], 32)
+        colours = [[dataset.palette[labels[y, x]] for x in columns] for y in rows]
+        shown = drawn[16 + 128 * i:16 + 128 * (i + 1), 64:128]
+        assert np.array_equal(shown[::2, ::2], colours) and np.array_equal(shown[1::2, 1::2], colours), (
+            f"row {i}, second column: not the label map in its colours")
+    if dataset.has_instances:
+        none = np.array([[meanings[0][1][y][x] is None for x in loops_kept(20, 32)] for y in loops_kept(12, 64)])
+        assert not drawn[16:144:2, 128:192:2][none].any() and drawn[16:144:2, 128:192:2][~none].all(), (
+            "instances are coloured, the rest is black")
+        assert (drawn[16:144:2, 192::2][none] == 127).all(), "no offset is grey"
+
+
+def test_the_check_lists_every_bad_file_and_counts_the_good_ones(tmp_path):
+    """Three bad samples of five, for three reasons; exit code 2, no page, no traceback. In a process of its own."""
+    rng = np.random.default_rng(0)
+    samples = {str(i): random_sample("ade20k", rng, 12, 20) for i in range(5)}
+    root = write(tmp_path / "data", "ade20k", samples)
+    save(place(root, "ade20k", 1, "0"), labels_with(151))
+    save(place(root, "ade20k", 0, "2"), half(place(root, "ade20k", 0, "2").read_bytes()))
+    save(place(root, "ade20k", 1, "4"), np.ones((9, 9), np.uint8))
+    done = subprocess.run([sys.executable, ROOT / "data.py", "--dataset", "ade20k", "--data-path", root, "--output",
+                           tmp_path / "page.png"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "page.png").exists()
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4 and "3 of 5 samples" in lines[3], done.stderr
+    for line, which, name, why in zip(lines, (1, 0, 1), "024", ("[151]", "cannot be read", "9x9")):
+        assert str(place(root, "ade20k", which, name)) in line and why in line, line
+    maps = [samples[i][1].ravel() for i in "13"]
+    assert {c: row[2] for c, row in table(done.stdout).items()} == {
+        c: sum(c in m for m in maps) for c in np.unique(maps).tolist()}
+
+
+def test_the_check_of_a_dataset_without_one_good_file(tmp_path, check):
+    root, _ = good(tmp_path / "data", "cityscapes")
+    for name in NAMES:
+        save(place(root, "cityscapes", 0, name), b"")
+    code, stdout, stderr = check("--dataset", "cityscapes", "--data-path", root, "--output", tmp_path / "page.png")
+    assert code == 2 and "3 of 3 samples" in stderr and all(name in stderr for name in NAMES)
+    assert "3 samples, 35 classes, 0 instances" in stdout
+
+
+def test_the_check_writes_its_page_alone(tmp_path, check):
+    """Where the user asked for it, and says so."""
+    root, _ = good(tmp_path / "data", "official")
+    code, stdout, stderr = check("--dataset", "coco_stuff", "--data-path", root, "--output", tmp_path / "page.png",
+                                 "--rows", 1)
+    assert (code, stderr) == (0, "") and str(tmp_path / "page.png") in stdout
+    assert Image.open(tmp_path / "page.png").size == (4 * 256, 16 + 256), "one row, 256x256 by default"
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["page.png"], "nothing else is left behind"
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--dataset", "cats"], ["cats", "ade20k"]),
+    (["--dataset", "folder"], ["--data-path DIR", "classes.txt"]),
+    (["--dataset", "cityscapes", "--data-path", "GOOD/nothing"], ARCHIVES["cityscapes"]),
+    (["--image-size", "0"], ["--image-size", "256x512"]),
+    (["--image-size", "64x"], ["--image-size", "256x512"]),
+    (["--image-size", "64x64x64"], ["--image-size", "256x512"]),
+    (["--image-size", "-64"], ["--image-size"]),
+    (["--image-size", "big"], ["--image-size", "256x512"]),
+    (["--split", "test"], ["--split", "train"]),
+    (["--rows", "two"], ["--rows"]),
+    (["--rows", "0"], ["--rows", "from 1"]),
+    (["--dataset", "folder", "--data-path", "GOOD", "--output", "GOOD/none/page.png"], ["--output", "none", "exists"]),
+    (["--dataset", "folder", "--data-path", "GOOD", "--output", "GOOD"], ["--output", "PNG"]),
+    (["--dataset", "folder", "--data-path", "GOOD", "--output", ""], ["--output", "PNG"])])
+def test_options_that_do_not_fit_are_refused(tmp_path, check, options, says):
+    """Exit code 2, and what to give instead, on stderr; no stack trace."""
+    root, _ = good(tmp_path / "data", "folder")
+    before = sorted(tmp_path.rglob("*"))
+    code, stdout, stderr = check(*(option.replace("GOOD", str(root)) for option in options))
+    assert code == 2 and not stdout and not [word for word in says if word not in stderr], f"exit code {code}: {stderr}"
+    assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+
+
+# ------------------------------------------------------------------------------------------- real samples
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("name, folder, pattern", [
+    ("ade20k", "ADEChallengeData2016", "annotations/{long}/*.png"), ("folder", "camvid", "labels/{split}/*.png"),
+    ("cityscapes", "cityscapes", "gtFine/{split}/*/*_gtFine_labelIds.png"),
+    ("coco_stuff", "coco_stuff", "{split}_label/*.png")])
+def test_label_histograms_of_real_samples(name, folder, pattern, split):
+    """survey() of the samples at hand against numpy's count of the same PNGs."""
+    if not (REAL / folder).is_dir():
+        pytest.skip("no real samples at hand")
+    long = {"train": "training", "val": "validation"}[split]
+    files = sorted((REAL / folder).glob(pattern.format(split=split, long=long)))
+    dataset = open_dataset(name, REAL / folder, split, (64, 64))
+    expected = np.zeros((len(files), 256), int)
+    for i, file in enumerate(files):
+        values, counts = np.unique(np.asarray(Image.open(file)), return_counts=True)
+        expected[i, values] = counts
+    last = len(dataset.classes) - 1
+    if name in ("cityscapes", "coco_stuff"):
+        expected[:, last] += expected[:, 255]
+        expected[:, 255] = 0
+    found = survey(dataset)
+    assert len(files) == len(dataset) and not found["problems"] and expected.sum() == found["pixels"].sum()
+    assert np.array_equal(found["pixels"], expected[:, :last + 1]), "other counts than in the files"

@@ -1,26 +1,28 @@
-"""IIDM, baselines/iidm.py: IIDM Eq. 1 to 8 and Algorithms 1 and 2 by plain Python loops, and its two networks.
+"""IIDM: its Eq. 1 to 8 and Algorithms 1 and 2 by plain Python loops, and its two networks.
 
     python -m pytest tests/test_iidm.py          (from the repository root; under half a minute on a CPU)
 
 Oracles: the equations and algorithms of the paper; DDPM's posterior by Bayes' rule; the printed Tables 1 and 2; known
 CIE Lab values; names and shapes of the public VQ-f4 weights; parameter counts added up by hand. The expected values
-take no constant and no function of the module. Networks are tiny, full size on the meta device only.
+take no constant and no function of the modules. Networks are tiny, full size on the meta device only.
 
 Every block starts as its shortcut and the U-Net as 0; `tiny` gives what is 0 random values.
 """
-import argparse
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import evaluate
-from baselines import iidm
-from baselines.iidm import (IIDM, Autoencoder, Inference, UNetBlock, add_inference_options, add_noise, ancestral_step,
-                            average, colour_transfer, denoise, denoising_loss, generate, inference_of, lab_to_rgb,
-                            noise_schedule, rgb_to_lab, time_features)
+from baselines.iidm import networks
+from baselines.iidm.diffusion import (Inference, add_noise, ancestral_step, average, colour_transfer, denoise,
+                                      denoising_loss, generate, lab_to_rgb, noise_schedule, rgb_to_lab)
+from baselines.iidm.networks import IIDM, Autoencoder, UNetBlock, time_features
+from baselines.iidm.sample import parse_options
+from baselines.iidm.scores import style_similarity, summarise, total_score
 from generator import SPADE, parameters_by_part
+from support.errors import InputError
 from test_oasis import assert_is
 
 CLASSES, SCALE = 5, 0.3  # SCALE: latent_scale of the tiny model; below 1, so that noise shows in the pictures
@@ -91,14 +93,8 @@ def test_the_printed_schedule_would_leave_nothing_of_the_reference():
 
 def loops_add_noise(z_0, t_of, noise):
     """(IIDM Eq. 2), one number at a time; t_of[b] is the t of latent b."""
-    z = torch.zeros_like(z_0)
-    for b in range(z.shape[0]):
-        ab = bar[t_of[b]]
-        for c in range(z.shape[1]):
-            for i in range(z.shape[2]):
-                for j in range(z.shape[3]):
-                    z[b, c, i, j] = math.sqrt(ab) * z_0[b, c, i, j].item() + math.sqrt(1 - ab) * noise[b, c, i, j].item()
-    return z
+    return torch.tensor([[math.sqrt(bar[t]) * x + math.sqrt(1 - bar[t]) * e for x, e in zip(x_of, e_of)] for t, x_of, e_of
+                         in zip(t_of, z_0.flatten(1).tolist(), noise.flatten(1).tolist())], dtype=z_0.dtype).view_as(z_0)
 
 
 def test_iidm_eq1_the_start_keeps_sqrt_alpha_bar_of_the_reference():
@@ -133,37 +129,21 @@ def printed_coefficients(t):
     return gamma_t, beta_t, (1 - before) / (1 - ab * beta[t])
 
 
-def coefficients_here(t):
-    """What the module multiplies z_t, -prediction and noise with, read off by unit inputs."""
-    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    return (ancestral_step(one, zero, t, zero).item(), -ancestral_step(zero, one, t, zero).item(),
-            ancestral_step(zero, zero, t, one).item())
-
-
 @pytest.mark.parametrize("t", [1, 2, 3, 320, 999, 1000])
-def test_iidm_eq5_one_step_by_loops(t):
-    """(IIDM Eq. 5), corrected, one number at a time; without noise the third term is 0."""
-    z, predicted, noise = (normal(2, 2, 3, seed=seed) for seed in range(3))
-    gamma_t, beta_t, sigma_t = loops_coefficients(t)
-    for given in (noise, None):
-        expected = torch.zeros_like(z)
-        for i, (a, b, c) in enumerate(zip(z.flatten().tolist(), predicted.flatten().tolist(), noise.flatten().tolist())):
-            expected.view(-1)[i] = gamma_t * a - beta_t * b + (sigma_t * c if given is not None else 0)
-        assert_is(ancestral_step(z, predicted, t, given), expected, f"z_(t-1) at t = {t}")
-
-
-@pytest.mark.parametrize("t", [1, 2, 3, 320, 1000])
 def test_iidm_eq5_is_the_posterior_of_ddpm(t):
-    """(IIDM Eq. 5) q(z_(t-1) | z_t, z_0) by Bayes: N(z_t; sqrt(alpha_t) z_(t-1), beta_t) times N(z_(t-1);
-    sqrt(alpha_bar_(t-1)) z_0, 1 - alpha_bar_(t-1)) is a Gaussian, whose precision is the sum of two."""
+    """(IIDM Eq. 5), corrected, one number at a time; and q(z_(t-1) | z_t, z_0) by Bayes: N(z_t; sqrt(alpha_t) z_(t-1),
+    beta_t) times N(z_(t-1); sqrt(alpha_bar_(t-1)) z_0, 1 - alpha_bar_(t-1)) is a Gaussian of the sum of both precisions."""
+    gamma_t, beta_t, sigma_t = loops_coefficients(t)
+    given = [normal(2, 2, 3, seed=seed) for seed in range(3)]
+    for noise, sigma in ((given[2], sigma_t), (None, 0)):
+        expected = [gamma_t * a - beta_t * b + sigma * c for a, b, c in zip(*(x.flatten().tolist() for x in given))]
+        assert_is(ancestral_step(*given[:2], t, noise).flatten(), expected, f"z_(t-1) at t = {t}")
     z_0, noise = 0.7, -1.3
     z_t = math.sqrt(bar[t]) * z_0 + math.sqrt(1 - bar[t]) * noise
-    if t == 1:
-        mean, variance = z_0, 0.0  # the second Gaussian is a point
-    else:
+    mean, variance = z_0, 0.0  # at t = 1 the second Gaussian is a point
+    if t > 1:
         variance = 1 / (alpha[t] / beta[t] + 1 / (1 - bar[t - 1]))
         mean = variance * (math.sqrt(alpha[t]) / beta[t] * z_t + math.sqrt(bar[t - 1]) / (1 - bar[t - 1]) * z_0)
-    gamma_t, beta_t, sigma_t = coefficients_here(t)
     assert gamma_t * z_t - beta_t * noise == pytest.approx(mean, abs=1e-10), "the mean"
     assert sigma_t ** 2 == pytest.approx(variance, abs=1e-12), "the variance"
 
@@ -179,33 +159,35 @@ def test_iidm_eq5_as_printed_leaves_the_path_of_diffusion():
         for t in range(T, 0, -1):
             gamma_t, beta_t, sigma_t = coefficients(t)
             # the prediction is (z_t - sqrt(ab_t) z_0) / sqrt(1 - ab_t): linear in z_t and z_0
-            of_z, of_z_0 = gamma_t - beta_t / math.sqrt(1 - bar[t]), beta_t * math.sqrt(bar[t]) / math.sqrt(1 - bar[t])
+            of_z, of_z_0 = gamma_t - beta_t / math.sqrt(1 - bar[t]), beta_t * math.sqrt(bar[t] / (1 - bar[t]))
             share, variance = of_z * share + of_z_0, of_z ** 2 * variance + sigma_t ** 2
             result[t - 1] = share, variance
         return result
     for T in (320, 1000):
-        for t, (share, variance) in path(coefficients_here, T).items():
+        for t, (share, variance) in path(loops_coefficients, T).items():
             assert share == pytest.approx(math.sqrt(bar[t]), abs=1e-9), f"share of z_0 at t = {t}"
             assert variance == pytest.approx(1 - bar[t], abs=1e-9), f"variance at t = {t}"
     printed = path(printed_coefficients, 320)
     for t in range(319, 99, -1):
         share, variance = printed[t]
         assert share < 0.01 * math.sqrt(bar[t]) and variance < 0.7 * (1 - bar[t])
-    assert printed_coefficients(1) == pytest.approx(loops_coefficients(1), rel=1e-9) and printed[0] == pytest.approx((1, 0))
+    assert printed_coefficients(1) == pytest.approx(loops_coefficients(1), rel=1e-9)
+    assert printed[0] == pytest.approx((1, 0))
 
 
 def test_iidm_eq5_as_printed_ends_in_grey():
-    """(IIDM Eq. 5) Latents drawn from N(0.8, 0.5^2) have a perfect denoiser in closed form, E[epsilon | z_t]. A chain from
-    N(0, 1) at t = 1000 must end in that distribution; as printed it ends in 0, whatever the latents were."""
+    """(IIDM Eq. 5) Latents drawn from N(0.8, 0.5^2) have a perfect denoiser in closed form, E[epsilon | z_t]. A chain
+    from N(0, 1) at t = 1000 must end in that distribution; as printed it ends in 0, whatever the latents were."""
     def end(coefficients):
         mean, variance = 0.0, 1.0
         for t in range(1000, 0, -1):
             gamma_t, beta_t, sigma_t = coefficients(t)
             slope = math.sqrt(1 - bar[t]) / (bar[t] * 0.5 ** 2 + 1 - bar[t])  # epsilon = slope (z_t - sqrt(ab_t) 0.8)
             of_z = gamma_t - beta_t * slope
-            mean, variance = of_z * mean + beta_t * slope * math.sqrt(bar[t]) * 0.8, of_z ** 2 * variance + sigma_t ** 2
+            mean = of_z * mean + beta_t * slope * math.sqrt(bar[t]) * 0.8
+            variance = of_z ** 2 * variance + sigma_t ** 2
         return mean, math.sqrt(variance)
-    assert end(coefficients_here) == pytest.approx((0.8, 0.5), abs=0.01)
+    assert end(loops_coefficients) == pytest.approx((0.8, 0.5), abs=0.01)
     assert end(printed_coefficients) == pytest.approx((0, 0), abs=0.01)
 
 
@@ -225,31 +207,37 @@ def recording(answer, z, T, **options):
     return denoise(predict, z, T, noise, **options), seen, drawn
 
 
-def loops_chain(answer, z, T, draws):
-    """z_T, ..., z_0 by (IIDM Eq. 3) and (IIDM Eq. 5), noise at every t but 1."""
-    z, draws = [z], iter(draws)
-    for t in range(T, 0, -1):
-        gamma_t, beta_t, sigma_t = loops_coefficients(t)
-        z.append(gamma_t * z[-1] - beta_t * answer(z[-1], t) + (sigma_t * next(draws) if t > 1 else 0))
+def loops_chain(answer, z, T, noise, steps=0):
+    """[z_T, ..., z_0] by (IIDM Eq. 3): by (IIDM Eq. 5) with noise at every t but 1, or by so many steps of DDIM."""
+    z, times = [z], [round(T * i / steps) for i in range(steps, -1, -1)] if steps else range(T, -1, -1)
+    for t, s in zip(times, times[1:]):
+        predicted = answer(z[-1], t)
+        if steps:
+            z_0 = (z[-1] - math.sqrt(1 - bar[t]) * predicted) / math.sqrt(bar[t])
+            z.append(math.sqrt(bar[s]) * z_0 + math.sqrt(1 - bar[s]) * predicted)
+        else:
+            gamma_t, beta_t, sigma_t = loops_coefficients(t)
+            z.append(gamma_t * z[-1] - beta_t * predicted + (sigma_t * noise() if t > 1 else 0))
     return z
+
+
+def wave(z, t):
+    return torch.sin(z + t)
 
 
 @pytest.mark.parametrize("T", [1, 2, 6, 40])
 def test_iidm_eq3_is_a_chain_over_every_t(T):
     """(IIDM Eq. 3) predict sees t = T, ..., 1, each with the z that the step before made; no noise goes into z_0."""
-    def answer(z, t):
-        return torch.sin(z + t)
     z_T = normal(2, 3, 2, 2)
-    z_0, seen, drawn = recording(answer, z_T, T)
-    expected = loops_chain(answer, z_T, T, drawn)
+    z_0, seen, drawn = recording(wave, z_T, T)
+    expected = loops_chain(wave, z_T, T, iter(drawn).__next__)
     assert [t for t, _ in seen] == list(range(T, 0, -1)) and len(drawn) == T - 1
-    for (t, z), e in zip(seen, expected):
+    for (t, z), e in zip([*seen, (0, z_0)], expected):
         assert_is(z, e, f"z_{t}")
-    assert_is(z_0, expected[-1], "z_0")
 
 
 def test_iidm_eq3_ddim_takes_n_times_evenly_spread():
-    """The switch: N of T times from T to 0, falling, at most T; each step by DDIM's formula with eta 0."""
+    """N of T times from T to 0, falling, at most T; each step by DDIM's formula with eta 0."""
     for T in (1, 2, 7, 20, 320, 1000):
         for N in {1, 2, 3, 7, 19, 25, 50, 999, 1000} | {T - 1, T, T + 1} - {0}:
             _, seen, drawn = recording(lambda z, t: z, normal(1, 1, 1, 1), T, ddim_steps=N)
@@ -257,14 +245,10 @@ def test_iidm_eq3_ddim_takes_n_times_evenly_spread():
             assert len(seen) == steps and times[0] == T and not drawn, f"{N} of {T}: {times}"
             assert all(t > s for t, s in zip(times, times[1:])), f"{N} of {T} is not falling: {times}"
             assert all(abs(t - (T - i * T / steps)) <= 0.5 for i, t in enumerate(times)), f"{N} of {T}: {times}"
-    z = expected = normal(1, 2, 3, 3)
-    found, seen, _ = recording(lambda z, t: torch.sin(z + t), z, 12, ddim_steps=3)
-    for t, s in ((12, 8), (8, 4), (4, 0)):
-        epsilon = torch.sin(expected + t)
-        z_0 = (expected - math.sqrt(1 - bar[t]) * epsilon) / math.sqrt(bar[t])
-        expected = math.sqrt(bar[s]) * z_0 + math.sqrt(1 - bar[s]) * epsilon
+    z = normal(1, 2, 3, 3)
+    found, seen, _ = recording(wave, z, 12, ddim_steps=3)
     assert [t for t, _ in seen] == [12, 8, 4]
-    assert_is(found, expected, "three steps of DDIM")
+    assert_is(found, loops_chain(wave, z, 12, None, 3)[-1], "three steps of DDIM")
 
 
 @pytest.mark.parametrize("T, ddim_steps", [(320, 0), (1000, 0), (320, 7), (320, 25), (320, 50), (1000, 50)])
@@ -297,19 +281,14 @@ def test_iidm_eq4_is_the_mean_squared_error_of_the_noise(known):
     model, image, label_map, t_of = tiny(), pictures(2, 16, 16), label_maps(2, 16, 16), (3, 800)
     noise = normal(2, 3, 4, 4, dtype=torch.float32)
     seen = label_map.clone()
-    for b in range(2):
-        if known and not known[b]:
-            seen[b] = NOTHING
+    if known is not None:
+        seen[[not k for k in known]], known = NOTHING, torch.tensor(known)
     with torch.no_grad():
         z_t = loops_add_noise(SCALE * model.autoencoder.encode(image), t_of, noise)
-        total = 0.0
-        for b, t in enumerate(t_of):
-            predicted = prediction(model, z_t, seen, t, b)
-            for e, p in zip(noise[b].flatten().tolist(), predicted.flatten().tolist()):
-                total += (e - p) ** 2
-    known = None if known is None else torch.tensor(known)
+        predicted = torch.stack([prediction(model, z_t, seen, t, b) for b, t in enumerate(t_of)])
+        squares = [(e - p) ** 2 for e, p in zip(noise.flatten().tolist(), predicted.flatten().tolist())]
     found = denoising_loss(model, image, label_map, torch.tensor(t_of), noise, known)
-    assert_is(found.detach(), total / (2 * 3 * 4 * 4), "L_(t-1)", rtol=1e-4, atol=0)
+    assert_is(found.detach(), sum(squares) / (2 * 3 * 4 * 4), "L_(t-1)", rtol=1e-4, atol=0)
 
 
 def test_iidm_eq4_trains_the_unet_alone():
@@ -341,40 +320,28 @@ def loops_lab(rgb):
 
 
 def loops_rgb(lab):
-    """The inverse; linear R, G and B from X, Y and Z by Cramer's rule."""
+    """The inverse."""
     f_y = (lab[0] + 16) / 116
     xyz = [white * (f ** 3 if f > 6 / 29 else (116 * f - 16) * 27 / 24389)
            for f, white in zip((f_y + lab[1] / 500, f_y, f_y - lab[2] / 200), TO_WHITE)]
-
-    def determinant(m):
-        (a, b, c), (d, e, f), (g, h, i) = m
-        return a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g)
-    rgb = []
-    for i in range(3):
-        v = determinant([[xyz[j] if k == i else TO_XYZ[j][k] for k in range(3)] for j in range(3)]) / determinant(TO_XYZ)
-        v = 12.92 * v if abs(v) <= 0.0031308 else math.copysign(1.055 * abs(v) ** (1 / 2.4) - 0.055, v)
-        rgb.append(2 * v - 1)
-    return rgb
+    linear = torch.linalg.solve(torch.tensor(TO_XYZ, dtype=torch.float64), torch.tensor(xyz, dtype=torch.float64)).tolist()
+    return [2 * (12.92 * v if abs(v) <= 0.0031308 else math.copysign(1.055 * abs(v) ** (1 / 2.4) - 0.055, v)) - 1
+            for v in linear]
 
 
 def loops_statistics(image):
     """(3, H, W) -> [(mean, deviation) of L, of a, of b] over all of its pixels, and the Lab pixels."""
     lab = [loops_lab(pixel) for pixel in image.double().flatten(1).T.tolist()]
-    result = []
-    for channel in zip(*lab):
-        mean = sum(channel) / len(channel)
-        result.append((mean, math.sqrt(sum((v - mean) ** 2 for v in channel) / len(channel))))
-    return result, lab
+    means = [sum(channel) / len(lab) for channel in zip(*lab)]
+    return [(mean, math.sqrt(sum((v - mean) ** 2 for v in channel) / len(lab)))
+            for mean, channel in zip(means, zip(*lab))], lab
 
 
 def loops_transfer(image, reference):
     """Reinhard's formula for one picture (3, H, W), a pixel at a time."""
-    of_image, lab = loops_statistics(image)
-    of_reference, _ = loops_statistics(reference)
-    pixels = []
-    for pixel in lab:
-        pixels.append(loops_rgb([(v - mean) * wanted_std / std + wanted_mean for v, (mean, std), (wanted_mean, wanted_std)
-                                 in zip(pixel, of_image, of_reference)]))
+    (of_image, lab), (of_reference, _) = loops_statistics(image), loops_statistics(reference)
+    pixels = [loops_rgb([(v - mean) * std_R / std + mean_R for v, (mean, std), (mean_R, std_R)
+                         in zip(pixel, of_image, of_reference)]) for pixel in lab]
     return torch.tensor(pixels, dtype=torch.float64).T.reshape(3, *image.shape[1:])
 
 
@@ -463,7 +430,8 @@ def test_iidm_eq7_averages_two_of_one_run():
 def test_iidm_eq7_refuses_two_runs():
     """(IIDM Eq. 7) has a meaning only within one architecture and for latents of one autoencoder."""
     a, name = tiny().state_dict(), "unet.first.weight"
-    for other in ({key: t for key, t in a.items() if key != name}, {**a, name: a[name][:, :2]}, {**a, "more": a[name]}):
+    fewer = {key: t for key, t in a.items() if key != name}
+    for other in (fewer, {**a, name: a[name][:, :2]}, {**a, "more": a[name]}):
         with pytest.raises(ValueError, match="two architectures"):
             average(a, other)
     for name in ("autoencoder.quant_conv.bias", "autoencoder.encoder.conv_in.weight", "latent_scale"):
@@ -486,14 +454,35 @@ TABLES = [  # M, A, FID, S, T of Tables 1 and 2 (DM and the whole IIDM are in bo
 def test_iidm_eq8_gives_the_tables(row, M, A, FID, S, T):
     """(IIDM Eq. 8) T = M / 100 [0.2 A + 0.3 (0.5 S + 50) + 0.5 (100 - FID)] gives every printed T but IIDM's own."""
     quality, style, fidelity = 20 * A / 100, 30 * (S / 2 + 50) / 100, 50 * (100 - FID) / 100
-    found = evaluate.total_score(M, A, S, FID)
+    found = total_score(M, A, S, FID)
     assert found == pytest.approx((quality + style + fidelity) * M / 100, rel=1e-12)
     assert found == pytest.approx(T, abs=0.02), row
 
 
 def test_iidm_eq8_does_not_give_the_papers_last_row():
     """(IIDM Eq. 8) T of IIDM is printed as 65.27; the largest that M, A, FID and S allow after rounding is 65.23."""
-    assert evaluate.total_score(94.155, 50.435, 63.765, 30.745) < 65.23 < 65.265
+    assert total_score(94.155, 50.435, 63.765, 30.745) < 65.23 < 65.265
+
+
+def test_the_total_says_what_it_lacks():
+    scores = {"miou": {"generated": {"pixel_accuracy": 0.9415}}, "fid": {"name": "FID", "value": 30.75}}
+    full = summarise(scores, 63.76, None, 50.43)
+    assert full["M"] == pytest.approx(94.15) and full["T"] == pytest.approx(65.27, abs=0.06) and not full["note"]
+    without = summarise(scores, 63.76, 27.9, None)
+    assert without["T"] == pytest.approx(full["T"] - 0.9415 * 0.2 * 50.43) and "WITHOUT its term 0.2 A" in without["note"]
+    scores["fid"]["name"] = "random-Inception distance"
+    other = summarise(scores, 63.76, None, 50.43)
+    assert "WITHOUT FID (random-Inception distance in its place), so not IIDM's" in other["note"]
+
+
+def test_style_similarity_is_the_correlation_of_histograms():
+    """Pearson's, over the 256 levels of each channel, mean over the channels; a picture with itself has 100 %."""
+    fake, real = (torch.tensor(np.random.default_rng(seed).integers(0, 40 + 30 * seed, (2, 3, 8, 10), np.uint8))
+                  for seed in (1, 2))
+    for a, b, S in zip(fake.numpy(), real.numpy(), style_similarity(fake, real)):
+        r = [np.corrcoef(*(np.bincount(x[c].ravel(), minlength=256) for x in (a, b)))[0, 1] for c in range(3)]
+        assert S == pytest.approx(100 * np.mean(r), rel=1e-9)
+    assert style_similarity(fake, fake).tolist() == pytest.approx([100, 100])
 
 
 # ------------------------------------------------------------------------------------------------- Algorithm 2
@@ -518,23 +507,12 @@ def loops_algorithm_2(model, label_map, reference, seeds, starts=(), transfer=Tr
             if not starts:
                 z = epsilon()
             else:
-                if k == 1:
-                    X = reference[b]
-                elif transfer:
-                    X = loops_transfer(X_G[0], reference[b]).clamp(-1, 1).float()
-                else:
-                    X = X_G[0]
+                X = reference[b] if k == 1 else X_G[0]
+                if k > 1 and transfer:
+                    X = loops_transfer(X, reference[b]).clamp(-1, 1).float()
                 z = math.sqrt(bar[T]) * SCALE * model.autoencoder.encode(X[None]) + math.sqrt(1 - bar[T]) * epsilon()
-            times = [round(T * i / ddim_steps) for i in range(ddim_steps, -1, -1)] if ddim_steps else range(T, -1, -1)
-            for t, s in zip(times, times[1:]):
-                predicted = eps_theta(z, t)
-                if ddim_steps:
-                    z_0 = (z - math.sqrt(1 - bar[t]) * predicted) / math.sqrt(bar[t])
-                    z = math.sqrt(bar[s]) * z_0 + math.sqrt(1 - bar[s]) * predicted
-                else:
-                    gamma_t, beta_t, sigma_t = loops_coefficients(t)
-                    z = gamma_t * z - beta_t * predicted + (sigma_t * epsilon() if t > 1 else 0)
-            X_G = model.autoencoder.decode(z / SCALE).clamp(-1, 1)
+            z_0 = loops_chain(eps_theta, z, T, epsilon, ddim_steps)[-1]
+            X_G = model.autoencoder.decode(z_0 / SCALE).clamp(-1, 1)
         result.append(X_G[0])
     return torch.stack(result)
 
@@ -569,8 +547,8 @@ def test_algorithm_2_without_a_reference_takes_a_thousand_steps():
     found = generate(model, label_map, None, [3], Inference(from_noise=True))
     assert_is(found, loops_algorithm_2(model, label_map, None, [3]), "DM", rtol=0, atol=1e-4)
     few = Inference(from_noise=True, ddim_steps=3)
-    with_reference = generate(model, label_map, pictures(1, 8, 8), [3], few)
-    assert torch.equal(with_reference, generate(model, label_map, None, [3], few))
+    without, beside = (generate(model, label_map, reference, [3], few) for reference in (None, pictures(1, 8, 8)))
+    assert torch.equal(without, beside)
 
 
 def test_the_defaults_of_inference_are_the_papers():
@@ -720,27 +698,15 @@ def test_a_codebook_is_in_the_decoder_alone():
     """D puts every latent pixel on its nearest code, by loops over pixels and codes; E leaves its latents between."""
     torch.manual_seed(0)
     net, z = Autoencoder(8, (1, 1, 1), 1, 3, codes=40), normal(2, 3, 4, 6, dtype=torch.float32)
-    codes, on_codes = net.state_dict()["quantize.embedding.weight"].tolist(), torch.zeros_like(z)
-    for b in range(2):
-        for i in range(4):
-            for j in range(6):
-                pixel = z[b, :, i, j].tolist()
-                nearest = min(codes, key=lambda code: sum((p - c) ** 2 for p, c in zip(pixel, code)))
-                on_codes[b, :, i, j] = torch.tensor(nearest)
+    codes = net.state_dict()["quantize.embedding.weight"].tolist()
+    nearest = [min(codes, key=lambda code: sum((p - c) ** 2 for p, c in zip(pixel, code)))
+               for pixel in z.permute(0, 2, 3, 1).reshape(-1, 3).tolist()]
+    on_codes = torch.tensor(nearest).view(2, 4, 6, 3).permute(0, 3, 1, 2)
     without = Autoencoder(8, (1, 1, 1), 1, 3)
     without.load_state_dict({name: t for name, t in net.state_dict().items() if not name.startswith("quantize")})
     assert (on_codes - z).abs().max() > 0.1
     assert_is(net.decode(z), without.decode(on_codes), "D of the nearest codes", rtol=0, atol=1e-5)
     assert torch.equal(net.encode(pictures()), without.encode(pictures())), "E must not know the codebook"
-
-
-@torch.no_grad()
-def test_the_models_latents_are_scaled():
-    """encode multiplies by latent_scale, decode divides, and the scale is kept in the checkpoint."""
-    model, image, z = tiny(), pictures(), normal(2, 3, 4, 6, dtype=torch.float32)
-    assert_is(model.encode(image), SCALE * model.autoencoder.encode(image), "encode")
-    assert_is(model.decode(z), model.autoencoder.decode(z / SCALE), "decode")
-    assert model.state_dict()["latent_scale"].item() == pytest.approx(SCALE)
 
 
 # ------------------------------------------------------------------------------------------------------- U-Net
@@ -787,7 +753,7 @@ def test_parameters_of_the_unet_at_full_size():
     assert parameters_by_part(model.unet) == unet_by_hand(151)
     assert sum(unet_by_hand(151).values()) == 507_436_291
     assert (model.shrinks, model.downsampling) == (4, 64)
-    heads = {m.norm.num_channels // m.heads for m in model.modules() if isinstance(m, iidm.UNetAttention)}
+    heads = {m.norm.num_channels // m.heads for m in model.modules() if isinstance(m, networks.UNetAttention)}
     assert heads == {64}
 
 
@@ -866,7 +832,7 @@ def test_a_unet_block_by_its_formula(strides, classes):
 def test_attention_of_the_unet_by_loops():
     """Residual, over all pixels, in heads of head_channels: softmax(q k / sqrt(d)) v in each."""
     torch.manual_seed(0)
-    net, x = iidm.UNetAttention(8, 4), torch.randn(2, 8, 2, 3)
+    net, x = networks.UNetAttention(8, 4), torch.randn(2, 8, 2, 3)
     net.out.weight.copy_(torch.eye(8)[:, :, None, None])  # starts at 0
     q, k, v = net.to_query_key_value(F.group_norm(x, 1, eps=1e-6)).flatten(2).split(8, dim=1)  # (2, 8, 6) each
     expected = x.clone()
@@ -959,56 +925,35 @@ def test_a_condition_is_the_share_of_each_class():
     assert len(given) == 14 and all(x[0].any() and not x[1].any() for x in given)
 
 
-@torch.no_grad()
-def test_modulations_of_an_unknown_map_and_their_use_over_many_steps():
-    """known = False is a map without any class, for that picture alone; one set of modulations serves every t, and is
-    left as it was."""
-    net, label_map, z = tiny().unet, label_maps(), normal(2, 3, 4, 6, dtype=torch.float32)
-    empty = label_map.clone()
-    empty[1] = NOTHING
-    once = net.modulations(label_map, torch.tensor([True, False]))
-    for t in (900, 20, 1):
-        t = torch.tensor([t, t])
-        assert torch.equal(net(z, t, once), net(z, t, net.modulations(empty))), f"t = {t[0]}"
-    assert (net(z, t, once) - net(z, t, net.modulations(label_map)))[1].abs().max() > 1e-2
-
-
 # ----------------------------------------------------------------------------------------------------- options
 
-def asked(words):
-    parser = argparse.ArgumentParser()
-    add_inference_options(parser)
-    return inference_of(parser.parse_args(words.split()))
+def asked(words, folder):
+    reference = [] if "--from-noise" in words else ["--reference", "train"]
+    return parse_options(["--checkpoint", "x.pt", "--dataset", "toy", "--output-dir", str(folder), *words.split(), *reference])
 
 
-@pytest.mark.parametrize("words, expected", [
-    ("", Inference((320, 320, 320), False, True, 0, 1.0)),
-    ("--start 600,640,400", Inference((600, 640, 400), False, True, 0, 1.0)),
-    ("--start 600,640,400 --rounds 3", Inference((600, 640, 400), False, True, 0, 1.0)),
-    ("--start 600,640", Inference((600, 640), False, True, 0, 1.0)),
-    ("--rounds 1", Inference((320,), False, True, 0, 1.0)),
-    ("--start 1000 --rounds 2", Inference((1000, 1000), False, True, 0, 1.0)),
-    ("--start 1", Inference((1, 1, 1), False, True, 0, 1.0)),
-    ("--colour-transfer off", Inference((320, 320, 320), False, False, 0, 1.0)),
-    ("--colour-transfer on --ddim-steps 50", Inference((320, 320, 320), False, True, 50, 1.0)),
-    ("--from-noise --ddim-steps 1000", Inference((320, 320, 320), True, True, 1000, 1.0)),
-    ("--guidance 0", Inference((320, 320, 320), False, True, 0, 0.0)),
-    ("--guidance 3.5 --from-noise", Inference((320, 320, 320), True, True, 0, 3.5))])
-def test_options_of_inference(words, expected):
-    assert asked(words) == expected
+@pytest.mark.parametrize("words, changed", [
+    ("", {}), ("--start 600,640,400", dict(start=(600, 640, 400))), ("--start 600,640", dict(start=(600, 640))),
+    ("--start 600,640,400 --rounds 3", dict(start=(600, 640, 400))), ("--rounds 1", dict(start=(320,))),
+    ("--start 1000 --rounds 2", dict(start=(1000, 1000))), ("--start 1", dict(start=(1, 1, 1))),
+    ("--colour-transfer off", dict(colour_transfer=False)), ("--colour-transfer on --ddim-steps 50", dict(ddim_steps=50)),
+    ("--from-noise --ddim-steps 1000", dict(from_noise=True, ddim_steps=1000)), ("--guidance 0", dict(guidance=0.0)),
+    ("--guidance 3.5 --from-noise", dict(from_noise=True, guidance=3.5))])
+def test_options_of_inference(words, changed, tmp_path):
+    assert asked(words, tmp_path).inference == Inference(**changed)
 
 
 @pytest.mark.parametrize("words, message", [
-    ("--start 0", "--start 0: .*1 to 1000"), ("--start 1001", "--start 1001: .*1 to 1000"),
-    ("--start 600,0,400", "--start 600,0,400: .*1 to 1000"), ("--start x", "--start x: expected a number"),
-    ("--start 600,", "--start 600,: expected a number"), ("--rounds 0", "--rounds 0"), ("--rounds -1", "--rounds -1"),
-    ("--rounds 2 --start 600,640,400", "--rounds 2, but --start 600,640,400 has 3 numbers"), ("--rounds 0 --start 600,640,400", "--rounds 0"),
-    ("--from-noise --start 320", "--from-noise"), ("--from-noise --rounds 2", "--from-noise"),
-    ("--from-noise --colour-transfer off", "--from-noise"), ("--ddim-steps -1", "--ddim-steps -1: expected 0 to 320"),
+    ("--start 0", "--start: 0: .*1 to 1000"), ("--start 1001", "--start: 1001: .*1 to 1000"),
+    ("--start 600,0,400", "--start: 0: .*1 to 1000"), ("--start x", "--start: x: expected a whole number"),
+    ("--start 600,", "--start: : expected a whole number"), ("--rounds 0", "--rounds: 0"), ("--rounds -1", "--rounds"),
+    ("--rounds 2 --start 600,640,400", "--rounds 2, but --start has 3 numbers"),
+    ("--from-noise --start 320", "--from-noise has one round"), ("--from-noise --rounds 2", "--from-noise has one round"),
+    ("--from-noise --colour-transfer off", "--from-noise has one round"), ("--ddim-steps -1", "--ddim-steps"),
     ("--ddim-steps 321", "--ddim-steps 321: expected 0 to 320"),
     ("--start 9,5 --ddim-steps 6", "--ddim-steps 6: expected 0 to 5"),
-    ("--from-noise --ddim-steps 1001", "--ddim-steps 1001: expected 0 to 1000"), ("--guidance -1", "--guidance -1.0: expected 0 to 100"),
-    ("--guidance nan", "--guidance nan"), ("--guidance 101", "--guidance 101.0")])
-def test_options_of_inference_out_of_range(words, message):
-    with pytest.raises(ValueError, match=message):
-        asked(words)
+    ("--from-noise --ddim-steps 1001", "--ddim-steps 1001: expected 0 to 1000"), ("--guidance -1", "--guidance"),
+    ("--guidance nan", "--guidance: nan: .*0 to 100"), ("--guidance 101", "--guidance: 101: .*0 to 100")])
+def test_options_of_inference_out_of_range(words, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        asked(words, tmp_path)

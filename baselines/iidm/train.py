@@ -1,0 +1,276 @@
+"""Train IIDM: first its autoencoder E, D, then its denoising U-Net eps_theta (Algorithm 1).
+
+    python -m baselines.iidm.train --dataset toy
+    torchrun --nproc_per_node 8 -m baselines.iidm.train --dataset ade20k --data-path DIR --autoencoder vq-f4.pt
+
+Run folder, resuming and ranks are those of train.py. Everything random is a function of (seed, step).
+"""
+import copy
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from baselines.iidm.diffusion import START, STEPS, Inference, denoising_loss, generate
+from baselines.iidm.networks import IIDM
+from data import DATASETS, training_batches
+from support.checkpoints import load_checkpoint, save_checkpoint, sha256_of
+from support.errors import InputError, run_script
+from support.logs import add, banner, check_finite, write_metrics
+from support.optimisation import clip, lr_factor, update_ema
+from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, new_parser,
+                             number, parse_training)
+from support.pages import colour_labels, draw_columns, to_pixels
+from support.ranks import StopOnSignals, average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
+from support.runs import check_identity, finish, start_logs, what_is_due
+from support.weights import fit
+from train import EMA_BATCHES, STRIP_ROWS, first_look, open_run
+
+# PAPER: no batch size, length, optimiser. / HERE: the released code's: AdamW 1e-4 without decay, 266,000 steps, EMA
+# 0.9999; 32 images for its 30. / WHY: 32 can be dealt to eight ranks.
+PAPER = dict(image_size="256", steps=266_000, batch_size=32, lr=1e-4, lr_decay_steps=[0, 0], clip_grad=0.0,
+             ema_decay=0.9999, sampling="uniform", autoencoder_steps=50_000, autoencoder_lr=1e-4, log_every=50,
+             picture_every=5000, save_every=1000, ema_every=10_000, workers=min(8, os.cpu_count() or 1))
+TOY = dict(image_size="64", steps=5000, batch_size=8, lr=1e-3, lr_decay_steps=[3000, 5000], ema_decay=0.995,
+           autoencoder_steps=2000, autoencoder_lr=4e-4, workers=1, picture_every=500, save_every=200, ema_every=1000)
+TOY_NETWORKS = dict(autoencoder_channels=16, autoencoder_multipliers=(1, 2, 4), autoencoder_blocks=1, latent_channels=8,
+                    channels=64, multipliers=(1, 2, 2), blocks=1, attention_strides=(2, 4), head_channels=32, hidden=32)
+VQ_F4 = dict(autoencoder_channels=128, autoencoder_multipliers=(1, 2, 4), autoencoder_blocks=2, latent_channels=3)
+STRIP_DDIM_STEPS = 25  # of the pictures on the way
+
+
+def train(args):
+    """Everything, on every rank: --autoencoder-steps of E and D, then Algorithm 1. Raises InputError."""
+    ranks, A, (H, W) = setup_ranks(args.device), args.autoencoder_steps, args.image_size
+    _, micro, accumulation = split_batch(args, ranks)
+    dataset, validation, folder, probabilities = open_run(args, ranks)
+    model, options = build_model(args, len(dataset.classes))
+    model = model.to(ranks.device, memory_format=torch.channels_last)
+    ema, latest = copy.deepcopy(model).requires_grad_(False), folder / "latest.pt"
+    optimisers = {stage: torch.optim.AdamW(getattr(model, stage).parameters(), lr=args.lr, weight_decay=0.0, fused=True)
+                  for stage in ("autoencoder", "unet")}
+    identity = {"model": "iidm", "dataset": args.dataset, "preset": args.preset, "classes": list(dataset.classes),
+                "autoencoder_steps": A, "mask_dropout": args.mask_dropout,
+                "autoencoder": "self" if args.autoencoder == "self" else sha256_of(args.autoencoder)}
+    done = resume(latest, model, ema, optimisers, identity, args, ranks)
+    of_average = {"architecture": "iidm", "generator": options, "dataset": args.dataset, "image_size": [H, W],
+                  "classes": list(dataset.classes), "palette": dataset.palette.tolist(), "unknown": dataset.unknown,
+                  "mask_dropout": args.mask_dropout, "run": {**identity, "seed": args.seed}}
+    if args.compile:
+        for net in (model.unet, model.autoencoder.encoder, model.autoencoder.decoder):  # modulations() stays eager
+            net.compile()
+    parts = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in model.named_children())
+    banner("IIDM", [("autoencoder", f"{args.autoencoder}, the first {A} steps"), ("parameters", parts)], args, ranks,
+           folder, done, len(dataset), accumulation)
+    if done >= args.steps:
+        ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
+        return finish(folder, ranks)
+
+    loader = training_batches(dataset, probabilities, done, args.steps, args, ranks)
+    log, busy_since, stopping = [], time.time(), StopOnSignals(ranks.world)
+    nets = {"E, D": model.autoencoder, "eps_theta": model.unet}
+    latent = (model.latent_channels, H // model.shrinks, W // model.shrinks)
+    progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
+    for step in range(done + 1, args.steps + 1):
+        due, stage = what_is_due(step, args), "autoencoder" if step <= A else "unet"
+        if step <= A:
+            due = due - {"average"} | ({"log"} if step == A else set())
+        try:
+            if step == A + 1:
+                first = training_batches(dataset, probabilities, 0, EMA_BATCHES, args, ranks)
+                settle_autoencoder(model, ema, first, ranks)
+            batch = next(loader)
+        except InputError:  # a file that cannot be read: keep what was learnt
+            if step > done + 1:
+                check_finite(log, step - 1, nets, latest)
+                save(latest, step - 1, model, ema, optimisers, identity, args, ranks)
+            raise
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        batch.update(share({  # Algorithm 1: t ~ Uniform(1, ..., 1000), epsilon ~ N(0, I)
+            "t": torch.randint(1, STEPS + 1, (args.batch_size,), generator=generator),
+            "noise": torch.randn(args.batch_size, *latent, generator=generator),
+            "known": torch.rand(args.batch_size, generator=generator) >= args.mask_dropout}, ranks))
+        net, optimiser, values = getattr(model, stage), optimisers[stage], {}
+        lr = args.autoencoder_lr * lr_factor(step, int(0.6 * A), A) if step <= A else \
+            args.lr * lr_factor(step, *args.lr_decay_steps)
+        optimiser.param_groups[0]["lr"] = lr
+
+        # ==== one step of E and D, or of eps_theta (Algorithm 1)
+        optimiser.zero_grad()
+        for part in parts_of(batch, micro):
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.amp == "bf16"):
+                loss = autoencoder_loss(model, part["real"]) if step <= A else denoising_loss(          # (IIDM Eq. 4)
+                    model, part["real"], part["label_map"], part["t"], part["noise"], part["known"])
+            (loss / accumulation).backward()
+            add(values, {"loss": loss}, accumulation)
+        average_gradients(list(net.parameters()), ranks.world)
+        norm = clip(list(net.parameters()), args.clip_grad, "log" in due)
+        optimiser.step()
+        update_ema(getattr(ema, stage), net, step if step <= A else step - A, args.ema_decay)
+
+        # ---- once in a while: log, picture, checkpoint
+        log.append(values)
+        progress.update()
+        stop = stopping.now()
+        if stop and step < args.steps:  # there may be seconds only
+            due = due & {"log"} | {"save"}
+        if due:
+            check_finite(log, step, nets, latest)
+        if "log" in due:
+            values["gradient"] = norm
+            write_metrics(log, step, {"stage": stage, "lr": lr}, busy_since, args, folder, progress, ranks)
+            log, busy_since = [], time.time()
+        paused = time.time()
+        if "picture" in due and ranks.rank == 0:
+            columns = strip_columns(ema.eval(), validation, dataset, stage, ranks.device)
+            for name in (f"strip_{step:07d}.png", "strip.png"):
+                draw_columns(columns, folder / name)
+        if "average" in due and ranks.rank == 0:
+            save_checkpoint({"step": step, **of_average, "ema": ema.state_dict()}, folder / f"ema_{step:07d}.pt")
+        if "save" in due:  # last, because latest.pt is what says that a step was reached
+            save(latest, step, model, ema, optimisers, identity, args, ranks)
+        busy_since += time.time() - paused  # pictures and checkpoints are not training time
+        if stop:
+            progress.close()
+            ranks.say(f"stopped at step {step} and saved; run the same command again to go on")
+            break
+    progress.close()
+    finish(folder, ranks)
+
+
+def autoencoder_loss(model, real):
+    """real (B, 3, H, W) -> a scalar.
+
+    PAPER: E and D are "pretrained", no loss. / HERE: where no weights are given, the mean of |x - D(E(x))|. / WHY: it
+    needs no further network; VQ-f4's perceptual and adversarial terms make sharper textures.
+    """
+    return (real - model.autoencoder.decode(model.autoencoder.encode(real)).float()).abs().mean()
+
+
+@torch.no_grad()
+def settle_autoencoder(model, ema, batches, ranks):
+    """E and D stay what their averages are now; the standard deviation of their latents on `batches` is scaled to 1."""
+    model.autoencoder.load_state_dict(ema.autoencoder.state_dict())
+    sums = torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        z = model.autoencoder.encode(batch["real"]).double()
+        sums += torch.stack([z.new_tensor(z.numel()), z.sum(), z.square().sum()]).cpu()
+    n, total, squares = sum_over_ranks(sums, ranks.world).tolist()
+    deviation = math.sqrt(squares / n - (total / n) ** 2)
+    for net in (model, ema):
+        net.latent_scale.fill_(1 / deviation)
+    ranks.say(f"the latents' standard deviation of {deviation:.3f} is scaled to 1")
+
+
+@torch.no_grad()
+def strip_columns(model, validation, training, stage, device):
+    """What to look at: the autoencoder alone; then also pictures from references (training pictures) and from noise."""
+    rows = min(STRIP_ROWS, len(validation))
+    samples, styles = ([of[i * len(of) // rows] for i in range(rows)] for of in (validation, training))
+    real, reference = (torch.stack([s["image"] for s in some]).to(device).float() / 127.5 - 1
+                       for some in (samples, styles))                                                  # (rows, 3, H, W)
+    label_map = torch.stack([s["label_map"] for s in samples])                                         # (rows, H, W)
+    columns = {"label map": colour_labels(label_map, training.palette), "real": to_pixels(real),
+               "D(E(real))": to_pixels(model.decode(model.encode(real)))}
+    if stage == "unet":
+        columns["reference"] = to_pixels(reference)
+        for title, inference in (("I2I", Inference(start=(START,), ddim_steps=STRIP_DDIM_STEPS)),
+                                 ("IIDM", Inference(ddim_steps=STRIP_DDIM_STEPS)),
+                                 ("DM", Inference(from_noise=True, ddim_steps=STRIP_DDIM_STEPS))):
+            columns[title] = to_pixels(generate(model, label_map.to(device).long(), reference, range(rows), inference))
+    return columns
+
+
+def save(latest, step, model, ema, optimisers, identity, args, ranks):
+    if ranks.rank == 0:
+        save_checkpoint({"step": step, "identity": identity, "options": vars(args), "networks": model.state_dict(),
+                         "ema": ema.state_dict(), "optimisers": [o.state_dict() for o in optimisers.values()]}, latest)
+
+
+def resume(latest, model, ema, optimisers, identity, args, ranks):
+    """Put latest.pt back, if there is one -> the step at which it was saved. Raises InputError."""
+    saved = {"step": 0}
+    if latest.is_file():
+        saved = load_checkpoint(latest)
+        check_identity(saved, identity, latest, args, ranks)
+        model.load_state_dict(saved["networks"])
+        ema.load_state_dict(saved["ema"])
+        for optimiser, state in zip(optimisers.values(), saved["optimisers"]):
+            optimiser.load_state_dict(state)
+    start_logs(latest.parent, saved["step"], args, ranks)
+    return saved["step"]
+
+
+def build_model(args, num_classes):
+    """-> (IIDM, its options). Raises InputError for an --autoencoder or an --image-size that does not fit."""
+    options, state = dict(num_classes=num_classes, **(TOY_NETWORKS if args.preset == "toy" else {})), None
+    if args.autoencoder != "self":
+        found, state = read_autoencoder(args.autoencoder)
+        options.update(found)
+    torch.manual_seed(args.seed)
+    model = IIDM(**options)
+    check_sides(args.image_size, model.downsampling)
+    if state is not None:
+        fit(model.autoencoder, state, "the state dict of VQ-f4 (128 channels x 1, 2, 4, two blocks)", "--autoencoder",
+            args.autoencoder)
+    return model, options
+
+
+def read_autoencoder(file):
+    """--autoencoder FILE -> (the options of IIDM that it decides, state dict of Autoencoder). Raises InputError."""
+    if not Path(file).is_file():
+        raise InputError(f"--autoencoder {file}: not there; expected self, or a file")
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        if "networks" in found or found.get("architecture", "iidm") != "iidm":
+            raise ValueError("a checkpoint of another kind")
+        if "architecture" in found:  # an ema_*.pt of IIDM
+            options = {name: found["generator"][name] for name in (*VQ_F4, "codes") if name in found["generator"]}
+            return options, {name.removeprefix("autoencoder."): t for name, t in found["ema"].items()
+                             if name.startswith("autoencoder.")}
+        state = {name.removeprefix("first_stage_model."): t for name, t in found.get("state_dict", found).items()
+                 if not name.startswith("loss.")}  # the networks of its training
+        return dict(VQ_F4, codes=len(state.get("quantize.embedding.weight", ()))), state
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise InputError(f"--autoencoder {file}: cannot be read as weights ({type(error).__name__}); expected an "
+                         f"ema_*.pt of IIDM, or the state dict of VQ-f4, saved anew with torch.save(torch.load("
+                         f"'model.ckpt', weights_only=False)['state_dict'], FILE)") from None
+
+
+def parse_options(argv):
+    """argv -> argparse.Namespace: the command line, over the toy preset, over the paper. Raises InputError."""
+    known = first_look(argv, "autoencoder")
+    defaults = dict(PAPER, **({"image_size": "256x512"} if known.dataset == "cityscapes" else {}))
+    defaults.update(TOY if known.preset == "toy" else {})
+    if known.autoencoder not in (None, "self"):
+        defaults["autoencoder_steps"] = 0
+    first = defaults["autoencoder_steps"]  # the steps of the U-Net come after them
+    decay = [step and first + step for step in defaults["lr_decay_steps"]]
+    defaults.update(steps=first + defaults["steps"], lr_decay_steps=decay, preset=known.preset, offsets="off",
+                    evaluate_every=0, output_dir=f"runs/{known.dataset}_iidm")
+    parser = new_parser("Train IIDM: its autoencoder, then its denoising U-Net. Run the same command again to resume.",
+                        "Defaults shown are those of the --dataset and --preset on this command line.")
+    add_data_options(parser, DATASETS)
+    group = parser.add_argument_group("model")
+    group.add_argument("--preset", choices=("paper", "toy"), help="sizes of the networks, and every default below")
+    group.add_argument("--autoencoder", metavar="FILE", default="self", help="self trains one here first; or a FILE: "
+                       "an ema_*.pt of another run of IIDM, or the state dict of the public VQ-f4 weights")
+    group.add_argument("--autoencoder-steps", type=AT_LEAST_0, help="how many of --steps train the autoencoder")
+    group.add_argument("--autoencoder-lr", type=POSITIVE, help="falls to a tenth over the last 40 %% of these steps")
+    group.add_argument("--mask-dropout", type=number(0, 0.999, float), default=0.0, metavar="P", help="leave a label "
+                       "map out with this probability, for --guidance in sampling; the released code: 0.2")
+    add_training_options(parser)
+    parser.set_defaults(**defaults)
+    args = parse_training(parser, argv)
+    if args.autoencoder_steps >= args.steps or (args.autoencoder_steps == 0) != (args.autoencoder != "self"):
+        raise InputError(f"--autoencoder-steps {args.autoencoder_steps}: expected 1 or more and less than --steps "
+                         f"{args.steps}, of which they are the first; 0 with --autoencoder FILE, which is trained")
+    return args
+
+
+if __name__ == "__main__":
+    run_script("baselines.iidm.train", lambda: train(parse_options(sys.argv[1:])))

@@ -1,0 +1,121 @@
+"""How pictures, label maps and instance maps are read from their files, for every reader and `sample.py --labels`.
+
+TRAP: labels must arrive as they were written. So nothing here resizes or interpolates, and a file whose values are no
+classes is refused with an InputError that names the file and the values.
+"""
+import numpy as np
+from PIL import Image, ImageOps
+
+from support.errors import InputError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# What a dataset's instance maps hold: a rule of instance_ids.
+INSTANCE_RULES = {"cityscapes": "cityscapes", "coco_stuff": "spade", "folder": "ids", "toy": "ids"}
+COCO_THINGS = 91    # COCO-Stuff's labels 0..90 are things, 91..181 stuff
+
+
+def hex_colours(text, dtype=np.uint8):
+    """"804080 f423e8" -> (2, 3), 0..255."""
+    return np.array([tuple(bytes.fromhex(colour)) for colour in text.split()], dtype)
+
+
+def split_names(text):
+    """"wall, sky" -> ("wall", "sky"); line breaks count as spaces."""
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+def classes_of_values(name, num_classes):
+    """The class of each value in dataset `name`'s label files: (256,) int16, -1 = none."""
+    class_of = np.full(256, -1, np.int16)
+    class_of[:num_classes] = np.arange(num_classes)
+    if name in ("cityscapes", "coco_stuff"):  # 255: the licence plate (-1 as 8 bits), and the unlabelled pixels
+        class_of[[num_classes - 1, 255]] = -1, num_classes - 1
+    return class_of
+
+
+def open_picture(file):
+    """A PIL image, read to its end. Raises InputError."""
+    try:
+        with Image.open(file) as image:
+            image.info["scaled"] = bool(image.tile) and image.tile[0][3] in ("L;2", "L;4")  # a grey PNG of 2 or 4 bits
+            image.load()  # a truncated file fails here, not later
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
+
+
+def read_rgb(file, upright=False):
+    """(h, w, 3) uint8 of a picture of 8 bits a channel: RGB, greyscale, CMYK, palette. Raises InputError.
+
+    upright: turn it as its camera's rotation flag says. TRAP: the benchmarks' label maps follow the stored pixels;
+    people who draw their own follow what a viewer shows them.
+    """
+    image = open_picture(file)
+    if image.mode[0] in "IF":
+        raise InputError(f"{file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
+    return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+
+
+def read_labels(file, class_of, colours=None):
+    """A label map (h, w) uint8 with a class at each pixel. Raises InputError for values or colours that are no class.
+
+    class_of: see classes_of_values. Palette PNGs count by their indices.
+    colours: (C, 3) uint8, where the file may be RGB instead; palette PNGs then count by their colours.
+    """
+    image = open_picture(file)
+    if image.info["scaled"]:
+        raise InputError(f"{file}: a greyscale PNG of 2 or 4 bits, whose values are spread to 0..255 in reading; save "
+                         f"it with 8 bits")
+    if colours is not None and image.mode in ("RGB", "P"):
+        return classes_of_colours(np.asarray(image.convert("RGB")), colours, file)
+    if image.mode not in ("L", "P", "I;16", "I", "1"):
+        hint = ", or say in palette.txt which colour is which class" if image.mode == "RGB" else ""
+        raise InputError(f"{file}: a label map must have one channel with class numbers, this one is {image.mode}; "
+                         f"save it as an 8-bit greyscale or palette PNG{hint}")
+    values = np.asarray(image)
+    seen = np.flatnonzero(image.histogram()) if image.mode in "LP" else np.unique(values).astype(np.int64)
+    strange = [int(v) for v in seen if not (0 <= v < 256 and class_of[v] >= 0)]
+    if strange:
+        known = np.flatnonzero(class_of >= 0)
+        runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)
+        ranges = ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+        raise InputError(f"{file}: label values {strange[:16]} are no class, expected {ranges} ({class_of.max() + 1} "
+                         f"classes are known); correct the label map or the class list")
+    values = values.astype(np.uint8)
+    return values if (class_of[seen] == seen).all() else class_of.astype(np.uint8)[values]
+
+
+def classes_of_colours(image, colours, file):
+    """image (h, w, 3) uint8, colours (C, 3) uint8 -> (h, w) uint8, the class of each colour. Raises InputError."""
+    pixels, codes = (t.astype(np.int32) @ (65536, 256, 1) for t in (image, colours))     # (h, w), (C,)
+    order = np.argsort(codes)
+    place = order[np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)]        # (h, w)
+    strange = np.unique(pixels[codes[place] != pixels])
+    if len(strange):
+        raise InputError(f"{file}: colours {[(c >> 16, c >> 8 & 255, c & 255) for c in strange[:8].tolist()]} "
+                         f"({len(strange)} in all) are no class's colour in the palette; add them to it, or save the "
+                         f"label map without smoothing or JPEG compression")
+    return place.astype(np.uint8)
+
+
+def read_instances(file):
+    """An instance map (h, w) with its values as they are, 8 or 16 bits. Raises InputError."""
+    image = open_picture(file)
+    if len(image.getbands()) > 1 or image.mode == "F":
+        raise InputError(f"{file}: an instance map must have one channel with ids, this one is {image.mode}; "
+                         f"save it as an 8-bit or 16-bit greyscale PNG")
+    return np.asarray(image)
+
+
+def instance_ids(instances, labels, rule):
+    """What an instance map (h, w) means, beside its label map (h, w): (h, w) ids, 0 = no instance.
+
+    rule: "cityscapes": labelId * 1000 + n, where crowds and stuff have the plain labelId. "ids": ids as they are.
+    "spade": 0, 1, 2, ... written into a copy of the label map, so an id may equal a label. TRAP: id 0 is the first
+    instance, stuff keeps its label, and so do things outside of every outline (crowds).
+    """
+    if rule == "cityscapes":
+        return np.where(instances >= 1000, instances, 0)
+    if rule == "spade":
+        return np.where(labels < COCO_THINGS, 1 + 2 * instances.astype(np.int32) + (instances == labels), 0)
+    return instances

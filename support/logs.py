@@ -1,0 +1,142 @@
+"""What a training run says about itself: metrics.jsonl, the terminal, and the step at which something went wrong.
+
+    banner            what runs where, before the first step
+    add, gradient_norms, accuracies, mean_gate    values of a step: tensors on the device, nothing waits for them
+    check_finite      stops at the first loss term or weight that is not finite
+    write_metrics     one line a log interval, and the one wait for the device
+"""
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from support.checkpoints import append_line
+from support.errors import InputError
+
+
+def add(values, new, accumulation):
+    for name, value in new.items():
+        values[name] = values.get(name, 0) + value.detach().float() / accumulation
+
+
+def gradient_norms(terms, image, features):
+    """L2 norm of each weighted term's gradient by the generated images, and by G^f (Eq. 6 reaches only that).
+
+    Of the images that this rank has in memory at once; the log gives the mean over ranks.
+    """
+    norms = {}
+    for name, term in terms.items():
+        by = (None, None)
+        if term.requires_grad:
+            by = torch.autograd.grad(term, (image, features), retain_graph=True, allow_unused=True)
+        for where, g in zip(("image", "features"), by):
+            if (name, where) != ("diversity", "image"):  # the same names on every rank, pairs or none
+                norms[f"{name}_gradient_{where}"] = image.new_zeros(()) if g is None else g.float().norm()
+    return norms
+
+
+def accuracies(real_logits, fake_logits, label_map, alpha):
+    """How often D is right: on real pixels of known classes, and on generated ones, where "fake" is right."""
+    known = alpha[label_map] > 0                                          # (B, H, W)
+    right = (real_logits.argmax(dim=1) == label_map) & known
+    return {"D_accuracy_real": right.sum() / known.sum().clamp_min(1),
+            "D_accuracy_fake": (fake_logits.argmax(dim=1) == fake_logits.shape[1] - 1).float().mean()}
+
+
+def mean_gate(G):
+    """{"eta": mean size of the gates of Eq. 2 and of the self-attention}, or {} where G has none."""
+    gates = [p.detach().abs() for name, p in G.named_parameters() if name.endswith("eta")]
+    return {"eta": torch.stack(gates).mean()} if gates else {}
+
+
+def check_finite(log, step, nets, latest):
+    """Stop at the first loss term that is not finite, and never let such weights reach a checkpoint."""
+    names = [name for name in log[0] if name in ("D", "loss") or name.startswith("G_")] if log else []
+    if names:
+        table = torch.stack([torch.stack([values[name] for name in names]) for values in log])  # (steps, terms)
+        bad = (~table.isfinite()).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise InputError(f"step {step - len(log) + 1 + row}: loss term {names[column]} is "
+                             f"{table[row, column].item()}; {last_good(latest)}. Try a lower --lr or --clip-grad 1")
+    for name, net in ((name, net) for name, net in nets.items() if net is not None):
+        total = sum(p.detach().double().sum() for p in net.parameters() if p.requires_grad)
+        if not total.isfinite():
+            raise InputError(f"step {step}: a parameter of {name} is not finite; {last_good(latest)}. "
+                             f"Try a lower --lr or --clip-grad 1")
+
+
+def last_good(latest):
+    return f"{latest} holds the last good step" if latest.is_file() else "nothing was saved before it"
+
+
+def mean_over(log, step, ranks):
+    """The mean of every value over the logged steps that have it, and over the ranks."""
+    names = list(log[-1])
+    means = torch.stack([torch.stack([v[name] for v in log if name in v]).mean() for name in names]).to(ranks.device)
+    if ranks.world > 1:
+        dist.all_reduce(means)
+    return {"step": step, **dict(zip(names, (means / ranks.world).tolist()))}
+
+
+def peak_memory(device):
+    """GiB: of the device on CUDA, of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 30
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2 ** 30 if sys.platform == "darwin" else 2 ** 20)
+
+
+def write_metrics(log, step, known, since, args, run, progress, ranks):
+    """A line of metrics.jsonl and of the terminal.
+
+    log: the values of each step since the last line. known: further numbers of the line, as lr. since: when the first
+    of these steps began, in time.time(), pauses taken out.
+    """
+    line = mean_over(log, step, ranks)
+    seconds = (time.time() - since) / len(log)
+    line.update(known, seconds_per_step=seconds, images_per_second=args.batch_size / seconds,
+                memory_gib=peak_memory(ranks.device))
+    if ranks.rank > 0:
+        return
+    append_line(run / "metrics.jsonl", line)
+    text = " | ".join(f"{title} {line[name]:.3f}" for title, name in (
+        ("loss", "loss"), ("D", "D"), ("G gan", "G_gan"), ("nce", "G_contrastive"), ("div", "G_diversity"),
+        ("acc real", "D_accuracy_real"), ("fake", "D_accuracy_fake")) if name in line)
+    text += f" | {line['images_per_second']:.1f} img/s"
+    if progress.disable:
+        left = (args.steps - step) * seconds
+        print(f"step {step:6d}/{args.steps} | {text} | eta {int(left // 60)}:{int(left % 60):02d}", flush=True)
+    else:
+        progress.set_postfix_str(text)
+
+
+def describe(G, D, P, args):
+    """The networks' lines of the banner."""
+    def count(net, trains):
+        return sum(p.numel() for p in net.parameters() if p.requires_grad == trains)
+    parts = ", ".join(f"{name} {count(part, True):,}" for name, part in G.named_children())
+    lines = [("generator", f"{count(G, True):,} parameters: {parts}"), ("discrimin.", f"{count(D, True):,} trained")]
+    if D.backbone:
+        lines[1] = "discrimin.", f"{lines[1][1]}, {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})"
+    if P:
+        frozen = f"{count(P, False):,} frozen (VGG-19, {args.vgg_weights})"
+        lines += [("contrastive", f"{count(P, True):,} trained, {frozen}")]
+    return lines
+
+
+def banner(title, lines, args, ranks, run, done, images, accumulation):
+    """title, (name, text) lines of the system, and what every system has in common."""
+    micro = args.batch_size // ranks.world // accumulation
+    precision = "bf16 autocast" if args.amp == "bf16" else "float32"
+    lines = [("device", f"{ranks.device} ({ranks.device_name()}), {ranks.world} ranks, precision {precision}"),
+             ("batch", f"{args.batch_size} = {ranks.world} ranks x {micro} images x {accumulation} accumulated"),
+             ("steps", f"{args.steps} = {args.steps * args.batch_size / images:.1f} epochs"), *lines,
+             ("run folder", f"{run}, {f'resumed at step {done}' if done else 'new'}")]
+    ranks.say(f"{title} on {args.dataset}: {images} images, preset {args.preset}, torch {torch.__version__}\n"
+              + "\n".join(f"{name:<12}{text}" for name, text in lines))

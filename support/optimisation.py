@@ -1,0 +1,68 @@
+"""Around the optimisers (Sec. 4.1): learning rate, clipping, compiling, and the averaged generator."""
+import torch
+import torch.nn as nn
+
+
+def lr_factor(step, start, end):
+    """1 until step `start`, then linearly down to 0.1 at `end`; always 1 if there is no such interval."""
+    return 1.0 if end <= start else 1 - 0.9 * min(max((step - start) / (end - start), 0), 1)
+
+
+def set_lr(optimiser, lr, step, decay_steps):
+    """The learning rate of a step: set, and returned."""
+    optimiser.param_groups[0]["lr"] = lr * lr_factor(step, *decay_steps)
+    return optimiser.param_groups[0]["lr"]
+
+
+def trained_parameters(*nets):
+    return [p for net in nets if net is not None for p in net.parameters() if p.requires_grad]
+
+
+def compile_networks(G, D, P):
+    """--compile. TRAP: not the rest of D: its spectral norm is stepped again before the backward pass of Eq. 3, which
+    compiled code (torch 2.15) does not allow."""
+    for net in filter(None, (G, D.backbone, P)):
+        net.compile()
+
+
+def clip(parameters, limit, wants_norm):
+    """Scale the gradients down to norm `limit` (0 = leave them); -> their norm before, or None where nobody asks."""
+    if limit:  # TRAP: after the ranks are averaged, or each rank clips something else
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    if wants_norm:
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+@torch.no_grad()
+def update_ema(ema, G, step, decay):
+    """theta_ema <- d theta_ema + (1 - d) theta over the parameters, d = min(decay, (1 + step) / (10 + step)).
+
+    PAPER: decay 0.9999. / HERE: with this warm-up. / WHY: 0.9999 alone keeps 40 % of the initial
+    weights after 9,200 steps. Buffers are not averaged: see refresh_ema.
+    """
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(G.parameters()), 1 - d)
+
+
+@torch.no_grad()
+def refresh_ema(ema, G, batches):
+    """Give the averaged generator buffers of its own before it is used; leaves it in eval mode.
+
+    batches: an iterable of (label_map, offsets or None, z). Batch-norm statistics are measured anew on them.
+    TRAP: the spectral norm's u and v are copied from G and power-iterated on these passes. Averaging them would give a
+    wrong norm.
+    PAPER: silent. / HERE: over the first 16 training batches. / WHY: G's own statistics belong to other weights.
+    """
+    for mine, theirs in zip(ema.buffers(), G.buffers()):
+        mine.copy_(theirs)
+    norms = [m for m in ema.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # the plain mean over the batches
+    ema.train()
+    for label_map, offsets, z in batches:
+        ema(label_map, z, offsets)
+    ema.eval()
+    for m, momentum in zip(norms, momenta):
+        m.momentum = momentum

@@ -1,0 +1,125 @@
+"""Options that several scripts share, and their ranges. Whatever does not fit becomes an InputError of one line."""
+import argparse
+
+from support.errors import InputError
+
+
+def new_parser(description, epilog=None):
+    """An ArgumentParser that shows defaults, and raises InputError where argparse would print its usage and exit."""
+    def fail(message):
+        raise InputError(message.removeprefix("argument "))
+    parser = argparse.ArgumentParser(description=description, epilog=epilog,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = fail
+    return parser
+
+
+def first_look(argv, *names):
+    """What the command line says of --dataset, --preset, --backbone and `names`: other defaults depend on it."""
+    parser = new_parser("")
+    for name in ("dataset", "preset", "backbone", *names):
+        parser.add_argument(f"--{name}")
+    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    known.dataset = known.dataset or "toy"
+    known.preset = known.preset or ("toy" if known.dataset == "toy" else "paper")
+    return known
+
+
+def number(low, high=10 ** 9, kind=int):
+    """A type for argparse: a number of `kind` from low to high."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text}: expected {'a whole number' if kind is int else 'a number'} from {low} to {high}")
+        return value
+    return parse
+
+
+COUNT, AT_LEAST_0, WEIGHT = number(1), number(0), number(0, 1e9, float)
+POSITIVE, SHARE = number(1e-12, 1e9, float), number(0, 0.999999, float)
+
+
+def size(text):
+    """"64" or "256x512" (height x width) -> (H, W)."""
+    sides = [int(side) if side.isdecimal() else 0 for side in str(text).lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a side such as 256, or height x width as 256x512")
+    return (sides[0], sides[-1])
+
+
+def seeds(text):
+    """"0-3,7" -> [0, 1, 2, 3, 7]."""
+    found = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+            raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0-7 or 0,3,5")
+        if int(last or first) >= 2 ** 32:
+            raise argparse.ArgumentTypeError(f"{text}: a seed has 32 bits; expected numbers below {2 ** 32}")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def add_data_options(parser, datasets):
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=datasets, default="toy", help="toy needs no files")
+    group.add_argument("--data-path", help="folder of the dataset; the error for a wrong one shows its layout")
+    group.add_argument("--image-size", type=size, help="height x width: 256, or 256x512; each side divisible by 32")
+    return group
+
+
+def add_training_options(parser):
+    """Those of every training loop here; their defaults are the caller's dict of the paper's numbers."""
+    group = parser.add_argument_group("optimisation (Sec. 4.1)")
+    group.add_argument("--steps", type=COUNT, help="the step to reach, not a number of further steps")
+    group.add_argument("--batch-size", type=COUNT, help="GLOBAL batch size, over all ranks")
+    group.add_argument("--micro-batch-size", type=AT_LEAST_0, default=0, help="images per rank in memory at once; "
+                       "lower it if memory runs out (0 = all; batch norm then sees the smaller batch)")
+    group.add_argument("--lr", type=POSITIVE, help="learning rate")
+    group.add_argument("--lr-decay-steps", type=AT_LEAST_0, nargs=2, metavar=("FROM", "TO"),
+                       help="linear decay to a tenth between these steps; 0 0 = none, as in the paper")
+    group.add_argument("--clip-grad", type=WEIGHT, help="largest gradient norm; 0 = off (Swin: 1)")
+    group.add_argument("--ema-decay", type=SHARE, help="of the averaged generator, after a warm-up")
+    group.add_argument("--sampling", choices=("rare-class", "uniform"), help="of training images (Sec. 4.1)")
+    group.add_argument("--seed", type=AT_LEAST_0, default=0)
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    machine.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16 autocast; losses stay float32")
+    machine.add_argument("--compile", action="store_true", help="torch.compile; minutes at the start")
+    machine.add_argument("--workers", type=AT_LEAST_0, help="loader processes per rank")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output-dir", help="run folder; a run found there is resumed")
+    output.add_argument("--log-every", type=COUNT, help="steps")
+    output.add_argument("--picture-every", type=AT_LEAST_0, help="steps; 0 = only at the end")
+    output.add_argument("--save-every", type=AT_LEAST_0, help="steps between writes of latest.pt; 0 = only at the end")
+    output.add_argument("--ema-every", type=AT_LEAST_0, help="steps between kept ema_*.pt; 0 = only at the end")
+    return group
+
+
+def add_drawing_options(parser):
+    """Those of every script that draws pictures or scores them."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--batch-size", type=COUNT, default=16, help="lower it if memory runs out")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument("--amp", choices=("off", "bf16"), default="off", help="of the generator; scores stay float32")
+
+
+def parse_training(parser, argv):
+    """parser.parse_args, and what one option alone cannot tell. Raises InputError."""
+    args = parser.parse_args(argv)
+    start, end = args.lr_decay_steps = list(args.lr_decay_steps)
+    if not (start == end == 0 or start < end):
+        raise InputError(f"--lr-decay-steps {start} {end}: expected two rising steps, or 0 0 for none")
+    return args
+
+
+def check_sides(image_size, multiple):
+    """Raises InputError where a side of the picture is not divisible by `multiple`."""
+    if any(side % multiple for side in image_size):
+        nearest = [max(multiple, round(side / multiple) * multiple) for side in image_size]
+        raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: both sides must be divisible by {multiple}, "
+                         f"for the pyramids halve the picture; the nearest is {nearest[0]}x{nearest[1]}")

@@ -1,0 +1,94 @@
+"""Pictures on a page: label maps in colours, columns under titles, rows under captions."""
+import os
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+FAKE_COLOUR = (255, 0, 255)  # of pixels that D calls "fake"
+
+
+def to_pixels(image):
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8 array."""
+    return image.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def colour_labels(label_map, palette):
+    """label_map (..., H, W) integers, palette (C, 3) uint8 -> (..., H, W, 3) uint8."""
+    return np.asarray(palette)[np.asarray(label_map)]
+
+
+def default_palette(count, unknown):
+    """(count, 3) uint8 distinct colours (PASCAL VOC's bit pattern), black for the unknown class."""
+    index = np.arange(1, count + 1)[:, None]
+    bits = (index >> (3 * np.arange(8)[:, None, None] + np.arange(3))) & 1    # (8, count, 3)
+    palette = (bits << (7 - np.arange(8)[:, None, None])).sum(axis=0).astype(np.uint8)
+    if unknown is not None:
+        palette[unknown] = 0
+    return palette
+
+
+def save_picture(picture, file, compress_level=6):
+    """A PIL image or (H, W, 3) uint8 array: a whole PNG or none, whenever the process is killed."""
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        picture.save(temporary, format="PNG", compress_level=compress_level)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def draw_columns(columns, path):
+    """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column; small pictures enlarged."""
+    H, W = columns[next(iter(columns))][0].shape[:2]
+    zoom = max(1, round(128 / H))
+    page = np.concatenate([np.concatenate(list(c), axis=0) for c in columns.values()], axis=1)
+    page = Image.fromarray(page).resize((page.shape[1] * zoom, page.shape[0] * zoom), Image.NEAREST)
+    sheet = Image.new("RGB", (page.width, page.height + 16), "white")
+    sheet.paste(page, (0, 16))
+    for i, title in enumerate(columns):
+        ImageDraw.Draw(sheet).text((i * W * zoom + 4, 2), title, fill="black")
+    save_picture(sheet, path)
+
+
+def draw_rows(rows, path, titles=(), height=192):
+    """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption; small pictures enlarged to
+    about `height`. titles: of the columns."""
+    H, W = rows[0][1][0].shape[:2]
+    zoom, gap, text = max(1, round(height / H)), 4, 16
+    head = text if titles else 0
+    sheet = Image.new("RGB", (len(rows[0][1]) * (W * zoom + gap) - gap, head + len(rows) * (H * zoom + text)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for n, title in enumerate(titles[:len(rows[0][1])]):
+        draw.text((n * (W * zoom + gap) + 2, 2), title, fill="black")
+    for n, (caption, pictures) in enumerate(rows):
+        top = head + n * (H * zoom + text)
+        draw.text((2, top + 2), caption, fill="black")
+        for m, picture in enumerate(pictures):
+            picture = Image.fromarray(picture).resize((W * zoom, H * zoom), Image.NEAREST)
+            sheet.paste(picture, (m * (W * zoom + gap), top + text))
+    save_picture(sheet, path)
+
+
+@torch.no_grad()
+def strip_columns(G, ema, D, samples, z, palette, device):
+    """The anatomy of training for draw_columns: what goes in, what comes out, what D says.
+
+    samples: of the validation set. z: 2 B tensors (d_z,), two for each sample. palette (C, 3).
+    """
+    real = torch.stack([s["image"] for s in samples]).to(device).float() / 127.5 - 1               # (B, 3, H, W)
+    label_map = torch.stack([s["label_map"] for s in samples]).to(device).long()                   # (B, H, W)
+    offsets = torch.stack([s["offsets"] for s in samples]).to(device) if "offsets" in samples[0] else None
+    z_1, z_2 = torch.stack(z[::2]).to(device), torch.stack(z[1::2]).to(device)                     # (B, d_z) each
+    G.eval()
+    generated, averaged, second = G(label_map, z_1, offsets), ema(label_map, z_1, offsets), ema(label_map, z_2, offsets)
+    G.train()
+    palette = np.concatenate([palette, [FAKE_COLOUR]]).astype(np.uint8)
+    D.eval()  # no power iteration of its spectral norm: looking must not change the run
+    says = [colour_labels(D(image).argmax(dim=1).cpu(), palette) for image in (real, generated)]
+    D.train()
+    return {"label map": colour_labels(label_map.cpu(), palette), "real": to_pixels(real),
+            "generated": to_pixels(generated), "EMA": to_pixels(averaged), "EMA, second z": to_pixels(second),
+            "D on real": says[0], "D on generated": says[1]}

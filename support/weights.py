@@ -1,0 +1,193 @@
+"""Weights of networks that others trained: found, checked, and explained where they cannot be had.
+
+    load_torchvision, load_timm, load_vgg19     frozen backbones
+    pretrain_backbone                           --backbone-weights self, for want of ImageNet
+    build_frozen                                the remedy, where one of these fails
+    load_weights, fit                           state dicts of the networks behind the scores
+"""
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torchvision
+from tqdm import tqdm
+
+from support.checkpoints import save_checkpoint, sha256_of
+from support.errors import InputError
+
+CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def read_state(file):
+    """A state dict from a file. Raises OSError where it is not there, ValueError where it is something else."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds for a file that is something else
+        raise ValueError(f"{file}: cannot be read as a state dict ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ValueError(f"{file}: not a state dict")
+    return state
+
+
+def not_of(weights, name, reason):
+    return ValueError(f"{weights}: not a state dict of torchvision's {name} ({' '.join(str(reason).split())[:160]})")
+
+
+def load_torchvision(name, weights, seed):
+    """One of torchvision's classifiers. weights: "imagenet", "random" (drawn from seed), or a file of its state dict.
+
+    Raises ValueError for a file that does not fit, OSError where weights are not there or cannot be downloaded."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # "random" is the same network again after a restart
+        model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+    if weights not in ("imagenet", "random"):
+        state = {k: t for k, t in read_state(weights).items() if not k.startswith(CLASSIFIERS)}
+        try:
+            missing, unexpected = model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise not_of(weights, name, error) from None
+        missing = [k for k in missing if not k.startswith(CLASSIFIERS)]
+        if missing or unexpected:
+            raise not_of(weights, name, f"missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return model
+
+
+def load_timm(name, weights, seed):
+    """-> (a timm model that returns the features of its last four levels, and the mean and std that it expects)."""
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"timm:{name} needs another package: pip install timm") from None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            overlay = None if weights in ("imagenet", "random") else {"file": weights}
+            model = timm.create_model(name, features_only=True, pretrained=weights != "random",
+                                      out_indices=(-4, -3, -2, -1), pretrained_cfg_overlay=overlay)
+    except OSError:  # not there, or no network
+        raise
+    except Exception as error:  # timm raises many kinds for a name or a file that it does not know
+        raise ValueError(f"{' '.join(str(error).split())[:160]} (timm:{name})") from None
+    config = timm.data.resolve_model_data_config(model)
+    return model, config["mean"], config["std"]
+
+
+def load_vgg19(weights, share, seed):
+    """The convolutions of VGG-19, an nn.Sequential. weights, and what is raised: as load_torchvision's. share: of its
+    channels, for random weights alone; trained ones have all."""
+    share = share if weights == "random" else 1
+    channels = [c if c == "M" else int(c * share) for c in torchvision.models.vgg.cfgs["E"]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vgg = torchvision.models.vgg.make_layers(channels)
+        for layer in vgg:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out")  # as torchvision's VGG starts
+    if weights != "random":
+        state = (torchvision.models.VGG19_Weights.DEFAULT.get_state_dict() if weights == "imagenet"
+                 else read_state(weights))
+        try:
+            vgg.load_state_dict({name.removeprefix("features."): tensor for name, tensor in state.items()
+                                 if name.startswith("features.")})
+        except RuntimeError as error:
+            raise not_of(weights, "vgg19", error) from None
+    return vgg
+
+
+def build_frozen(build, name, weights, flag):
+    """build() a network around torchvision's `name`; an InputError with the remedy where its weights fail."""
+    try:
+        return build()
+    except (OSError, ValueError, RuntimeError) as error:
+        if name.startswith("timm:"):
+            raise InputError(f"{flag} {weights}: {error}; expected a file of timm's weights for {name}, or imagenet "
+                             f"where there is a network, or random") from None
+        if weights == "imagenet" and isinstance(error, OSError):
+            url = torchvision.models.get_model_weights(name).DEFAULT.url
+            raise InputError(f"the ImageNet weights of {name} cannot be downloaded ({error}); fetch {url} where there "
+                             f"is a network and give it as {flag} FILE, or use {flag} random") from None
+        raise InputError(f"{flag} {weights}: {error}; expected a file saved by torch.save with "
+                         f"the state dict of torchvision's {name}") from None
+
+
+def self_trained_file(folder, name, *key):
+    """Where --backbone-weights self keeps its network. key: whatever it depends on."""
+    return folder / f"backbone_{name.replace(':', '_')}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.pt"
+
+
+def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
+    """--backbone-weights self: torchvision's `name` learns which classes a picture contains. Kept at `path`, done once.
+
+    batches: of the loader, image (B, 3, H, W) uint8 and label_map (B, H, W). Raises InputError.
+    PAPER: backbones pre-trained on ImageNet. / HERE: also this, for the toy scenes and wherever ImageNet weights
+    cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
+    classification", in half a minute and without a download.
+    """
+    if path.is_file():
+        return
+    ranks.say(f"pre-training {name} to tell {num_classes} classes, {steps} steps, once")
+    mean, std, device = IMAGENET_MEAN, IMAGENET_STD, ranks.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name.startswith("timm:"):
+            try:
+                import timm
+                net = timm.create_model(name.removeprefix("timm:"), num_classes=num_classes)
+            except (ImportError, RuntimeError) as error:
+                raise InputError(f"--backbone {name}: {error}; pip install timm, and see timm.list_models()") from None
+            config = timm.data.resolve_model_data_config(net)
+            mean, std = config["mean"], config["std"]
+        else:
+            net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (mean, std))
+    for batch in tqdm(batches, total=steps, desc=f"pre-training {name}", leave=False, disable=None):
+        x = ((batch["image"].to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        label_map = batch["label_map"].to(device).long().flatten(1)                   # (B, HW)
+        contains = torch.zeros(len(x), num_classes, device=device).scatter_(1, label_map, 1.0)  # (B, C)
+        loss = nn.functional.binary_cross_entropy_with_logits(net(x), contains)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    if not loss.isfinite():
+        raise InputError(f"--backbone-weights self: pre-training {name} ended at a loss of {loss.item()}; use a "
+                         f"smaller --backbone, or weights from a file")
+    save_checkpoint(net.state_dict(), path)
+
+
+def load_weights(weights, url, name, flag, instead):
+    """--*-weights: "download" or a file -> (state dict, sha256). Raises InputError with the remedy."""
+    try:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / name if weights == "download" else Path(weights)
+        if weights == "download" and not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), progress=True)
+        return read_state(file), sha256_of(file)
+    except Exception as error:  # downloads and files fail in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if weights == "download":
+            raise InputError(f"{url} cannot be downloaded ({reason}); fetch it where there is a network and give it as "
+                             f"{flag} FILE; or {instead}") from None
+        raise InputError(f"{flag} {weights}: cannot be read as a state dict ({reason}); expected the file of {url}; or "
+                         f"{instead}") from None
+
+
+def fit(net, state, what, flag, weights):
+    """net.load_state_dict(state). Raises InputError for the weights of another network."""
+    mine = net.state_dict()
+    missing, strange = sorted(mine.keys() - state.keys()), sorted(state.keys() - mine.keys())
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]  # unknown to files of old torch versions
+    shapes = [k for k in mine.keys() & state.keys() if mine[k].shape != state[k].shape]
+    if missing or strange or shapes:
+        some = (missing[:1] and f"it has no {missing[0]}") or (strange[:1] and f"it has {strange[0]}") or (
+            f"{shapes[0]} is {tuple(state[shapes[0]].shape)}, not {tuple(mine[shapes[0]].shape)}")
+        raise InputError(f"{flag} {weights}: the weights of another network ({some}; {len(missing)} missing, "
+                         f"{len(strange)} unknown, {len(shapes)} of another shape); expected {what}")
+    net.load_state_dict(state, strict=False)
+
+

@@ -1,0 +1,271 @@
+"""Train rows of the papers' tables side by side and write one table and one picture.
+
+    python -m tables.compare --rows table6-dp-sims,table3-random,table9-oasis --seeds 0-2 --steps 500
+    python -m tables.compare                            all rows of the toy comparison in RESULTS.md
+    python -m tables.compare --rows iidm-table2-dm,iidm-table2-i2i --steps 7000 --batch-size 8
+
+Every row is trained by its command (`python -m tables.rows`) and scored by evaluate.py. Steps, batch size, seeds and
+segmenter are the same for all. The rows of IIDM's Table 2 are ways to sample from one training a seed. Run the same
+command again to go on; add rows or seeds, and only what is missing is run. --jobs runs several at a time, over the CPU
+cores or the GPUs there are. The output folder holds
+
+    comparison.json, comparison.md   mean and spread over the seeds, row by row
+    comparison.png                   label map and real picture, then one row of pictures for each row of the table
+    ROW/seedS/                       the run folders, each with its eval/ (IIDM's run: iidm/seedS)
+"""
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from threading import Lock
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from baselines.iidm.sample import TABLE_2
+from data import DATASETS, open_dataset
+from support.checkpoints import read_lines, write_json
+from support.errors import InputError, run_script
+from support.options import COUNT, new_parser, number, seeds
+from support.pages import colour_labels, draw_rows
+from tables.rows import ROWS
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY_ROWS = ("table6-dp-sims", "table3-random", "table5-none", "table5-ccm-csm", "table5-bn-ccm-csm",
+            "table5-no-sigmoid", "table5-no-bn", "table6-no-contrastive", "table6-no-cross-attention",
+            "table8-weighted-ce", "table8-focal", "table9-oasis", "dpgan-table4a-dpgan-dpgan")
+SCORES = (("mIoU", "{:.3f}"), ("of real", "{:.1%}"), ("pixel accuracy", "{:.3f}"), ("diversity", "{:.3f}"),
+          ("distance", "{:.1f}"), ("S", "{:.1f}"), ("S to others", "{:.1f}"), ("T", "{:.1f}"),
+          ("seconds a step", "{:.3f}"))
+PAGE_MAPS = 8
+
+
+def parse_options(argv):
+    parser = new_parser("Train and score rows of the papers' tables side by side. Run the same command again to go on.")
+    add = parser.add_argument
+    add("--rows", default=",".join(TOY_ROWS), help="with commas: names of `python -m tables.rows`, or "
+        f"{', '.join(TABLE_2)}")
+    add("--seeds", type=seeds, default="0-2", help="such as 0-2 or 0,5")
+    add("--steps", type=COUNT, default=500, help="of every run")
+    add("--batch-size", type=COUNT, default=4, help="of every run, over all its ranks")
+    add("--dataset", choices=DATASETS, default="toy")
+    add("--data-path")
+    add("--preset", choices=("toy", "paper"), default="toy", help="sizes of the networks")
+    add("--options", default="", help='further training options for every run, as one word: "--image-size 96x128"')
+    add("--evaluate-options", default="", help='the same of evaluate.py: "--count 50"')
+    add("--samples", type=number(2), default=4, help="pictures a map for the diversity")
+    add("--inception-weights", default="random", help="as evaluate.py's")
+    add("--jobs", type=COUNT, default=torch.cuda.device_count() or min(2, os.cpu_count() or 1),
+        help="runs at a time: each on its own GPU, or on its share of the cores")
+    add("--output-dir", type=Path, default=Path("runs/compare"))
+    args = parser.parse_args(argv)
+    args.rows = args.rows.split(",")
+    unknown = [row for row in args.rows if row not in (*ROWS, *TABLE_2)]
+    if unknown:
+        raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join((*ROWS, *TABLE_2))}")
+    if args.steps < 7 and set(args.rows) & set(TABLE_2):
+        raise InputError(f"--steps {args.steps}: IIDM's rows need 7 or more, for autoencoder, U-Net and two averages")
+    if args.dataset != "toy" and not args.data_path:
+        raise InputError(f"--dataset {args.dataset} needs --data-path")
+    return args
+
+
+def data_flags(args):
+    path = ["--data-path", str(Path(args.data_path).resolve())] if args.data_path else []
+    return ["--dataset", args.dataset, *path]
+
+
+def folders_of(args, row, seed):
+    """-> (run folder, folder of the scores, folder of the pictures of seed 0) of one run."""
+    run = args.output_dir / ("iidm" if row in TABLE_2 else row) / f"seed{seed}"
+    scores = args.output_dir / row / f"seed{seed}"
+    return run, scores / "eval", scores / ("pictures" if row in TABLE_2 else "eval/pictures/seed000")
+
+
+def decay_of(args, first):
+    """--lr-decay-steps of the toy preset: the last 40 % of the steps behind `first`."""
+    if args.preset != "toy" or args.steps == 1:
+        return ["0", "0"]
+    return [str(first + int(0.6 * (args.steps - first))), str(args.steps)]
+
+
+def commands_of(args, row, seed):
+    """-> (the training command, [the scoring commands]) of one run: lists of words behind `python`."""
+    run, scores, pictures = folders_of(args, row, seed)
+    of_iidm, checkpoint = row in TABLE_2, str(run / f"ema_{args.steps:07d}.pt")
+    first = round(2 / 7 * args.steps) if of_iidm else 0  # for the autoencoder, as in the toy preset
+    chosen = ["-m", "baselines.iidm.train", "--autoencoder-steps", str(first), "--ema-every", str(args.steps // 7)]
+    if not of_iidm:
+        chosen = ROWS[row].command().split()
+    if shares_backbone(args, row):
+        chosen += ["--backbone-weights", str(backbone_file(args))]
+    train = [*chosen, *data_flags(args), "--preset", args.preset, "--seed", str(seed), "--steps", str(args.steps),
+             "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay_of(args, first), "--picture-every", "0",
+             *args.options.split(), "--output-dir", str(run)]
+    evaluate = [*data_flags(args), "--inception-weights", args.inception_weights, *args.evaluate_options.split(),
+                "--output-dir", str(scores), "--cache-dir", str(args.output_dir / "eval_cache")]
+    if not of_iidm:
+        return train, [["-m", "baselines.evaluate", "--checkpoint", checkpoint, *evaluate, "--samples",
+                        str(args.samples), "--metrics", "fid,miou,diversity", "--alexnet-weights", "none",
+                        "--lpips-weights", "none"]]
+    options = TABLE_2[row].split()
+    if "--ensemble" in options:
+        # PAPER: the two checkpoints of the best FID. / HERE: the last two. / WHY: FID at every checkpoint would cost
+        # as much as all the rest, and at toy size says nothing.
+        every = args.steps // 7
+        options.append(str(run / f"ema_{(args.steps - 1) // every * every:07d}.pt"))
+    draw = ["-m", "baselines.iidm.sample", "--checkpoint", checkpoint, *data_flags(args), *options, "--for-scores",
+            "--output-dir", str(pictures)]
+    if "--from-noise" not in options:
+        draw += ["--reference", "train"]
+    if "--count" in args.evaluate_options.split():
+        words = args.evaluate_options.split()
+        draw += words[words.index("--count"):][:2]
+    return train, [draw, ["evaluate.py", "--fake", str(pictures), *evaluate],
+                   ["-m", "baselines.iidm.scores", "--fake", str(pictures), "--eval", str(scores / "eval.json")]]
+
+
+def backbone_file(args):
+    return args.output_dir / "backbone_resnet18.pt"
+
+
+def shares_backbone(args, row):
+    """Whether a row's discriminator has the toy preset's own backbone, which is then pre-trained once for all."""
+    return row in ROWS and args.preset == "toy" and "--backbone" not in ROWS[row].options
+
+
+def call(command, log, slot, jobs):
+    """One python command on GPU `slot`, or on the slot's share of the cores; its output goes to `log`."""
+    environment, cores = dict(os.environ), []
+    if torch.cuda.device_count():
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+    elif hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[slot::jobs] or sorted(os.sched_getaffinity(0))
+    with open(log, "a") as file:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file,
+                              preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
+    if done.returncode:
+        last = [line for line in Path(log).read_text().splitlines() if line.strip()][-1:]
+        raise InputError(f"{' '.join(command)} ended with exit code {done.returncode}: {' '.join(last)} (all of it in "
+                         f"{log}); put it right and run this command again")
+
+
+def run_one(args, row, seed, slot, jobs, training):
+    """Train and score one run, unless that was done. training: a lock for each run folder, which rows of IIDM share.
+    Raises InputError where a command fails."""
+    train, scoring = commands_of(args, row, seed)
+    run, scores, _ = folders_of(args, row, seed)
+    for folder in (run, scores.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with training[run]:
+        if not (run / f"ema_{args.steps:07d}.pt").is_file():
+            call(train, run / "train.log", slot, jobs)
+    if not scored(args, row, seed):
+        for command in scoring:
+            call(command, scores.parent / "evaluate.log", slot, jobs)
+
+
+def scored(args, row, seed):
+    """The eval.json of a run's last step, or None where it was not scored yet."""
+    file = folders_of(args, row, seed)[1] / "eval.json"
+    found = json.loads(file.read_text()) if file.is_file() else {"checkpoint": "", "scores": {}}
+    done = "iidm" in found["scores"] if row in TABLE_2 else Path(found["checkpoint"]).name == f"ema_{args.steps:07d}.pt"
+    return found if done else None
+
+
+def scores_of(args, row, seed):
+    """{column: number} of one run."""
+    scores = scored(args, row, seed)["scores"]
+    seconds = [line["seconds_per_step"] for line in read_lines(folders_of(args, row, seed)[0] / "metrics.jsonl")]
+    found = {"mIoU": scores["miou"]["generated"]["mIoU"], "of real": scores["miou"]["ratio"],
+             "pixel accuracy": scores["miou"]["generated"]["pixel_accuracy"], "distance": scores["fid"]["value"],
+             "seconds a step": float(np.median(seconds))}
+    if row in TABLE_2:
+        return {**found, "S": scores["iidm"]["S"], "S to others": scores["iidm"]["S_other"], "T": scores["iidm"]["T"]}
+    return {**found, "diversity": scores["diversity"]["pixels"]}
+
+
+def as_table(args, found):
+    """{row: [scores of each seed]} -> a markdown table: mean +- standard deviation over the seeds."""
+    columns = [(name, form) for name, form in SCORES if any(name in of_seeds[0] for of_seeds in found.values())]
+    lines = ["| row | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row, of_seeds in found.items():
+        cells = []
+        for name, form in columns:
+            if name not in of_seeds[0]:
+                cells.append("-")
+                continue
+            values = np.array([scores[name] for scores in of_seeds])
+            cells.append(form.format(values.mean()) + (
+                " +- " + form.format(values.std(ddof=1)) if len(values) > 1 and name != "seconds a step" else ""))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_comparison(args, file):
+    """A row of label maps spread over the validation set, a row of real pictures, one of seed 0 for each row."""
+    count, image_size = (scored(args, args.rows[0], args.seeds[0])[key] for key in ("maps", "image_size"))
+    dataset = open_dataset(args.dataset, args.data_path, "val", tuple(image_size))
+    maps = [i * count // PAGE_MAPS for i in range(min(PAGE_MAPS, count))]
+    samples = [dataset[i] for i in maps]
+    rows = [("label map", [colour_labels(s["label_map"], np.asarray(dataset.palette)) for s in samples]),
+            ("real", [s["image"].permute(1, 2, 0).numpy() for s in samples])]
+
+    def pictures_in(folder):
+        return [np.asarray(Image.open(folder / f"{dataset.names[i]}.png")) for i in maps]
+    styled = [row for row in args.rows if row in TABLE_2 and "--from-noise" not in TABLE_2[row]]
+    if styled:
+        rows.append(("reference", pictures_in(folders_of(args, styled[0], args.seeds[0])[2] / "references")))
+    rows += [(row, pictures_in(folders_of(args, row, args.seeds[0])[2])) for row in args.rows]
+    draw_rows(rows, file, height=128)
+
+
+def main(args):
+    args.output_dir = args.output_dir.resolve()  # the commands run in the repository's root
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    runs = [(row, seed) for row in args.rows for seed in args.seeds]
+    if any(shares_backbone(args, row) for row in args.rows) and not backbone_file(args).is_file():
+        call(["train.py", *data_flags(args), "--preset", "toy", *args.options.split(), "--pretrain-backbone",
+              str(backbone_file(args)), "--output-dir", str(args.output_dir / "pretraining")],
+             args.output_dir / "pretraining.log", 0, 1)
+    progress = tqdm(total=len(runs), desc="runs", dynamic_ncols=True)
+    training = {folders_of(args, *run)[0]: Lock() for run in runs}
+    run_one(args, *runs[0], 0, 1, training)  # alone: it trains the segmenter that all share
+    progress.update()
+    slots = Queue()
+    for slot in range(args.jobs):
+        slots.put(slot)
+
+    def work(run):
+        slot = slots.get()
+        try:
+            run_one(args, *run, slot, args.jobs, training)
+        finally:
+            slots.put(slot)
+        progress.update()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(work, runs[1:]))
+    progress.close()
+    found = {row: [scores_of(args, row, seed) for seed in args.seeds] for row in args.rows}
+    real = scored(args, *runs[0])["scores"]["miou"]["real"]
+    write_json({"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds, "options": args.options,
+                "real": real, "rows": found}, args.output_dir / "comparison.json")
+    table = as_table(args, found)
+    if set(args.rows) & set(TABLE_2):
+        name = scored(args, *runs[0])["scores"]["fid"]["name"]
+        table += "\n\nT without its term 0.2 A"
+        table += f", and with the {name} for FID: not the paper's" if name != "FID" else ""
+    (args.output_dir / "comparison.md").write_text(table + "\n")
+    draw_comparison(args, args.output_dir / "comparison.png")
+    print(f"{table}\nreal pictures: mIoU {real['mIoU']:.3f}, pixel accuracy {real['pixel_accuracy']:.3f}; "
+          f"{len(args.seeds)} seeds, {args.steps} steps of {args.batch_size} pictures\n"
+          f"picture: {args.output_dir / 'comparison.png'}\nnumbers: {args.output_dir / 'comparison.json'}")
+
+
+if __name__ == "__main__":
+    run_script("tables.compare", lambda: main(parse_options(sys.argv[1:])))
