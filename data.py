@@ -2,13 +2,13 @@
 
 In the order of Sec. 4.1:
 
-    offset_maps             instance ids -> two channels, the way to each instance's centre of mass
+    offset_maps             instance ids -> two channels, the offset to each instance's centre of mass
     Dataset                 pictures and label maps of any sizes -> samples of one size
     class_presence          which classes each training image contains: f_c is the mean over images
     sampling_probabilities  p of each image, proportional to f_k^(-1/2)
     RareClassBatches        images drawn with these p, step by step, the batch split over ranks
     training_batches        the batches as the networks take them
-    open_dataset            --dataset NAME -> a Dataset; how its files are read stands in readers/, one file a dataset
+    open_dataset            --dataset NAME -> a Dataset; readers/ has one file for each, which reads its files
 
     disk --readers/--> picture (h, w, 3), labels (h, w), instance ids (h, w)
          --Dataset---> resized, cropped, flipped: (H, W, 3), (H, W), (H, W)
@@ -51,15 +51,15 @@ READERS = {"folder": (folder.open_folder, folder.TREE),
            "cityscapes": (cityscapes.open_cityscapes, cityscapes.TREE),
            "coco_stuff": (coco_stuff.open_coco_stuff, coco_stuff.TREE)}
 DATASETS = ("toy", *READERS)
-# PAPER: silent on augmentation. / HERE: resize to 286/256 of the size, random crop, flip; whatever the aspect, pictures
-# bicubic with antialiasing, labels nearest. / WHY: OASIS's protocol. Its released code misses it by accident.
+# PAPER: silent on augmentation. / HERE: resize to 286/256 of the size, random crop, flip. The aspect ratio is ignored;
+# pictures bicubic with antialiasing, labels nearest. / WHY: OASIS's paper does this; its code, by a bug, does not.
 RESIZE = 286 / 256
 
 
 # ------------------------------------------------------------------------------------------ instance offsets
 
 def offset_maps(instances):
-    """The way from every instance pixel to its instance's centre of mass (Sec. 4.1, as in [9]).
+    """The offset from each instance pixel to the centre of mass of its instance (Sec. 4.1, as in [9]).
 
     instances (H, W) integers, 0 = no instance -> (2, H, W) float32: (dy / H, dx / W), 0 outside of instances.
     Example: two pixels side by side in a map 8 wide have dx = 1/16 and -1/16, for their centre lies between them.
@@ -82,7 +82,7 @@ class Dataset:
     """Samples of image_size (H, W) from a reader: readers.files.Pictures or readers.toy.ToyScenes.
 
     dataset[i] is sample i, resized. dataset[i, epoch, draw] is augmented, from (seed, epoch, draw) alone: a resumed run
-    and another loader process see what the first one would have seen. instances=False leaves instance maps unread.
+    and another loader process get the same augmentation. instances=False leaves instance maps unread.
 
     A dataset passes on what its reader says:
         names       of the samples               unknown        the class of unlabelled pixels, or None
@@ -120,7 +120,7 @@ class Dataset:
         # file --resize--> (h, w) --crop at (top, left)--> (H, W) --flip, every second time-->
         h, w = (round(H * RESIZE), round(W * RESIZE)) if draw and self.reader.cropped else (H, W)
         image = np.asarray(Image.fromarray(image).resize((w, h), Image.BICUBIC))          # (h, w, 3)
-        # Labels and instances are indexed once, with rows and columns that are resized, cropped and flipped first.
+        # We resize, crop and flip the row and column indices, then index labels and instances once.
         rows, columns = nearest(labels.shape[0], h), nearest(labels.shape[1], w)          # (h,), (w,)
         if draw:
             rng = np.random.default_rng((self.seed, *draw))
@@ -136,7 +136,7 @@ class Dataset:
         return np.bincount(self.reader.labels(index).ravel(), minlength=len(self.classes)) > 0
 
     def fingerprint(self):
-        """A text that changes with the dataset's files. Caches and scores of another text are not used again."""
+        """A text that changes with the dataset's files. Caches of another text are not used again."""
         return self.reader.fingerprint()
 
 
@@ -177,7 +177,7 @@ def sampling_probabilities(presence, unknown=None):
     """p of each image, proportional to f_k^(-1/2) (Sec. 4.1, "favoring rare classes"). (N, C) bool -> (N,) float64.
 
     Example: a class in one image of a hundred makes this image ten times as likely as one of common classes only.
-    PAPER: silent on unknown pixels. / HERE: they are no class; an image of nothing else counts as f_k = 1.
+    PAPER: silent on unknown pixels. / HERE: unknown is not a class; an image with nothing else has f_k = 1.
     """
     presence = np.array(presence, dtype=bool)
     if unknown is not None:
@@ -242,7 +242,7 @@ def training_batches(dataset, probabilities, first, last, args, ranks):
 
 
 def batches_of(loader):
-    """The batches of a DataLoader. An InputError of a loader process comes as here, without its stack trace."""
+    """The batches of a DataLoader. A loader process's InputError is raised here without its stack trace."""
     try:
         yield from loader
     except InputError as error:

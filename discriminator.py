@@ -1,6 +1,6 @@
 """The discriminator of DP-SIMS: a frozen backbone under a trained UNet decoder (Sec. 3.1, Fig. 2).
 
-Read from the bottom of the file upwards:
+Start with Discriminator.forward, the last class. Its parts stand above it:
 
     Discriminator           C + 1 logits for every pixel: the C classes, and "fake" as the last one
       Backbone              F_theta, frozen, torchvision's; features at strides 4, 8, 16, 32
@@ -8,12 +8,9 @@ Read from the bottom of the file upwards:
       FeatureMixing         Projected GAN's random mixing instead, for Table 5
       ResidualBlock         of the decoder (five of them) and of the full-resolution path (two)
 
-    image --+--> ImageNet mean/std --> F_theta --> F_1 (1/4)  F_2 (1/8)  F_3 (1/16)  F_4 (1/32)
-            |                                        |          |          |          |
-            |                                     condition  condition  condition  condition
-            |                                        v          v          v          |
-            |    logits <- 1x1 <-+--- 1/1 <- 1/2 <- 1/4 <----- 1/8 <----- 1/16 <------+
-            +--> two residual blocks (full resolution, trained)         UNet decoder (trained)
+    image -> ImageNet mean/std -> F_theta -> F_1 (1/4), F_2 (1/8), F_3 (1/16), F_4 (1/32) -> condition each
+    F_4 -> 1/16 (+ F_3) -> 1/8 (+ F_2) -> 1/4 (+ F_1) -> 1/2 -> 1/1 (+ full resolution) -> 1x1 -> logits
+    image -> two residual blocks, trained -> the full-resolution path
 
     paper        | here                | shape
     x or g       | image               | (B, 3, H, W) in [-1, 1], H and W divisible by 32
@@ -56,7 +53,7 @@ class Backbone(nn.Module):
 
     weights: "imagenet" (torchvision's default weights), "random" (drawn from seed), or the path of a
     file with the state dict of torchvision's model. name may be "timm:NAME", any model of timm with features at
-    strides 4, 8, 16, 32 (Table 2's EfficientNet-Lite1, Table 3's ImageNet-21k); its "imagenet" are timm's own weights.
+    strides 4, 8, 16, 32 (Table 2's EfficientNet-Lite1, Table 3's ImageNet-21k); there "imagenet" means timm's weights.
     Raises ValueError for a name or file that does not fit, and OSError or URLError where the weights cannot be
     read or downloaded.
     """
@@ -188,11 +185,11 @@ class Discriminator(nn.Module):
         self.mixing = FeatureMixing(channels, seed) if "ccm" in steps else None
         if self.mixing is not None:
             channels = MIXING_WIDTHS
-        # the five decoder blocks end at 1/16, 1/8, 1/4, 1/2, 1/1; the first three meet F_3, F_2, F_1
-        skips = (channels[2], channels[1], channels[0], 0, 0)
+        # the five decoder blocks end at 1/16, 1/8, 1/4, 1/2, 1/1; the first three also read F~_3, F~_2, F~_1
+        skip_widths = (channels[2], channels[1], channels[0], 0, 0)
         inputs = (channels[3],) + tuple(decoder_widths[:-1])
         self.decoder = nn.ModuleList(
-            ResidualBlock(inputs[i] + skips[i], decoder_widths[i], spectral) for i in range(5))
+            ResidualBlock(inputs[i] + skip_widths[i], decoder_widths[i], spectral) for i in range(5))
         self.full_resolution = nn.Sequential(
             ResidualBlock(3, full_resolution_width, spectral, first=True),
             ResidualBlock(full_resolution_width, full_resolution_width, spectral))
@@ -206,16 +203,16 @@ class Discriminator(nn.Module):
         """image (B, 3, H, W) in [-1, 1] -> logits (B, C + 1, H, W); index C is "fake".
 
         features: self.features(image), where the caller has them already.
-        TRAP: real and generated images go through in separate calls. The batch statistics of a mixture tell them apart.
+        TRAP: real and generated images go through in separate calls. In a mixed batch the batch-norm statistics would
+        give away which pictures are real.
         """
         if features is None:
             features = self.features(image)
         conditioned = [condition_features(f, norm, self.sigmoid) for f, norm in zip(features, self.norms)]
         if self.mixing is not None:
             conditioned = self.mixing(conditioned)
-        skips = conditioned[2::-1] + [None, None]                     # F~_3, F~_2, F~_1 meet 1/16, 1/8, 1/4
-        y = conditioned[3]                                            # (B, C_4, H/32, W/32)
-        for block, skip in zip(self.decoder, skips):
+        F_1, F_2, F_3, y = conditioned                                # y (B, C_4, H/32, W/32)
+        for block, skip in zip(self.decoder, (F_3, F_2, F_1, None, None)):
             y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, ., 2H', 2W')
             y = block(y if skip is None else torch.cat([y, skip], dim=1))
         y = torch.cat([y, self.full_resolution(image)], dim=1)        # (B, 64 + 64, H, W)

@@ -18,8 +18,8 @@
     eval.png        the best and the worst maps by IoU: label map, real picture, four seeds
     pictures/       seedNNN/NAME.png, with a checkpoint; a run that was killed goes on from them
 
-A picture depends on its label map and its seed alone, and batches are dealt to the ranks from one list. So any number
-of ranks gives the same numbers.
+A picture depends on its label map and its seed alone, and the batches are the same for any number of ranks. So the
+scores are, too.
 """
 import hashlib
 import json
@@ -60,7 +60,7 @@ def evaluate(args, generators=GENERATORS):
     G, scored = open_checkpoint(args, ranks, generators) if args.checkpoint else (None, open_folders(args))
     manifest = claim_folders(args, scored.dataset, ranks)
 
-    # load: whatever can fail for want of a file comes before the hours of work
+    # load: first, so that a missing file fails before the hours of work
     inception, lpips, latencies, segmenter = load_networks(args, G, scored.dataset, ranks)
 
     # draw: seed 0 of each map for FID and IoU, further seeds for the diversity
@@ -240,7 +240,7 @@ def write_pictures(G, scored, args, seeds, ranks, only=None):
     for seed in seeds:
         file_of(args, seed, "").parent.mkdir(parents=True, exist_ok=True)
     files = {seed: [file_of(args, seed, name) for name in scored.dataset.names[:scored.count]] for seed in seeds}
-    # dealt before looking what is there: another rank may be writing already
+    # assigned before looking at files: another rank may be writing already
     shares = [batch for batch in batches(scored.count, args.batch_size, ranks)
               if (only is None or set(only) & set(batch))
               and not all(files[seed][i].is_file() for seed in seeds for i in batch)]
@@ -250,7 +250,7 @@ def write_pictures(G, scored, args, seeds, ranks, only=None):
             for seed in seeds:
                 missing = [n for n, i in enumerate(batch) if not files[seed][i].is_file()]
                 if missing:
-                    # TRAP: the whole batch again though one picture is missing: a smaller batch rounds otherwise
+                    # TRAP: the whole batch again though one picture is missing: a smaller batch rounds differently
                     z = noise(batch, seed, G.z_dim)                                       # (B, d_z)
                     drawn = generate(G, *conditions(samples), z, ranks.device, args.amp == "bf16")  # (B, H, W, 3)
                     writing += [pool.submit(save_picture, drawn[n], files[seed][batch[n]], 1) for n in missing]

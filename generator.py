@@ -1,6 +1,6 @@
 """The generator of DP-SIMS: label map and noise in, picture out (Sec. 3.2, Fig. 3).
 
-Read from the bottom of the file upwards:
+Start with Generator.forward, the last class. Its parts stand above it:
 
     Generator         the whole of Fig. 3: label pyramid below, image pyramid above
       NoiseMapping    z -> w, a three-layer MLP
@@ -18,7 +18,7 @@ Read from the bottom of the file upwards:
         +----------------------------- low-resolution label map ---------+
 
     paper | here              | shape
-    t     | label_map         | (B, H, W) integers 0..C-1; one-hot only here, on the device
+    t     | label_map         | (B, H, W) integers 0..C-1; made one-hot here, on the GPU
           | offsets           | (B, 2, H, W), instance offsets (Sec. 4.1), optional
     z     | z                 | (B, d_z), an argument: nothing in this file draws noise
     w     | w                 | (B, n_k, d_w)
@@ -34,22 +34,57 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 # PAPER: "based on DP-GAN", no widths given. / HERE: DP-GAN supplement, Tables 6 and 8, with the six
 # blocks of its released code. / WHY: its parameter count, 69.5 M, follows from these numbers.
-WIDTHS = (1024, 1024, 1024, 512, 256, 128, 64)  # image pyramid, 8x8 ... 256x256
+WIDTHS = (1024, 1024, 1024, 512, 256, 128, 64)  # first convolution at 8x8, blocks at 8 ... 256
 STEM_CHANNELS = 32                              # first convolution of the label pyramid
 LABEL_CHANNELS = 64                             # C_i, the same at every scale
 # PAPER: d_z, n_k, d_w and the MLP's hidden width are not given. / HERE: 64, 16, 64, 256.
 # WHY: d_z is OASIS's; n_k must be at least 2, or the softmax of Eq. 1 is constant.
 Z_DIM, NOISE_TOKENS, NOISE_WIDTH, NOISE_HIDDEN = 64, 16, 64, 256
 # PAPER: attention "at spatial resolutions 64x64 and lower". / HERE: at strides of 4 and more, which is
-# 64x64 at 256x256. / WHY: the parameters then do not depend on the resolution of the moment.
+# 64x64 at 256x256. / WHY: the parameters then do not depend on the training resolution.
 ATTENTION_STRIDE = 4
-# PAPER: silent on the border. / HERE: zeros; "reflect" in the toy preset. / WHY: zeros are the peers' way, but
-# at 64x64 they draw nested frames into every sky (RESULTS.md).
+# PAPER: silent on the border. / HERE: zeros; "reflect" in the toy preset. / WHY: OASIS and DP-GAN pad with zeros; at
+# 64x64 these leave frames in the sky (RESULTS.md).
 PADDING = "zeros"
 
 
+# ------------------------------------------------------------------------------------------ inputs
+
+def one_hot_labels(G, label_map, z, offsets):
+    """t and the offsets as channels, (B, C (+ 2), H, W) in z's dtype, on the device: what every generator here reads.
+
+    G is asked for num_classes, offset_channels, z_dim and downsampling. Raises ValueError where the shapes do not fit.
+    """
+    B, H, W = label_map.shape
+    if H % G.downsampling or W % G.downsampling:
+        raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {G.downsampling}, "
+                         f"the downsampling of this generator")
+    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, G.z_dim):
+        raise ValueError(f"expected z of shape ({B}, {G.z_dim}) and {G.offset_channels} offset "
+                         f"channels; got z {tuple(z.shape)}, offsets "
+                         f"{None if offsets is None else tuple(offsets.shape)}")
+    x = one_hot(label_map, G.num_classes, z.dtype)                        # (B, C, H, W), the one-hot t
+    return x if offsets is None else torch.cat([x, offsets.to(x.dtype)], dim=1)  # (B, C + 2, H, W)
+
+
+def one_hot(label_map, num_classes, dtype):
+    """label_map (B, H, W) integers -> (B, C, H, W) of 0 and 1, on its device."""
+    classes = torch.arange(num_classes, device=label_map.device)
+    return (label_map[:, None] == classes[:, None, None]).to(dtype)       # (B, C, H, W)
+
+
+def z_of_seed(seed, z_dim):
+    """(d_z,), the noise of one picture: from its seed alone, the same on every machine."""
+    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------------------ attention
+
 def attention(query, key, value):
-    """Scaled dot-product attention, one head (Eq. 1). query (B, T, d_q), key and value (B, n, d_q) -> (B, T, d_q)."""
+    """Scaled dot-product attention, one head (Eq. 1). query (B, T, d_q), key and value (B, n, d_q) -> (B, T, d_q).
+
+    In Eq. 2 the T = H_i W_i pixels of a scale are the queries, and the n = n_k noise tokens are keys and values.
+    """
     d_q = query.shape[-1]
     scores = query @ key.transpose(1, 2) / d_q ** 0.5        # (B, T, n)
     # A = SoftMax(Q K^T / sqrt(d_q)) V                                                      (Eq. 1)
@@ -57,7 +92,7 @@ def attention(query, key, value):
 
 
 def fused_attention(query, key, value):
-    """The same (Eq. 1) without ever storing the scores. For pixels among themselves there are T x T of them."""
+    """The same result as attention(), but the (B, T, n) scores are never stored: for self-attention, where n = T."""
     return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]  # (B, T, d_q)
 
 
@@ -77,7 +112,7 @@ class NoiseMapping(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Noise injection: every pixel of h asks the noise tokens w (Eq. 1, 2). h keeps its shape."""
+    """Noise injection: every pixel of h attends to the noise tokens w (Eq. 1, 2). h keeps its shape."""
 
     def __init__(self, channels, noise_width):
         super().__init__()
@@ -256,10 +291,8 @@ class Generator(nn.Module):
         h_L = modulation[-1]                                              # (B, C_L, H/2^(L-1), W/2^(L-1))
         # PAPER: "takes a low-resolution label map as input". / HERE: nearest neighbour. / WHY: labels stay labels.
         y = self.first(F.interpolate(x, size=h_L.shape[2:], mode="nearest"))
-        for i, block in enumerate(self.blocks):
-            h_i = modulation[-1 - i]                                      # lowest scale first
-            if i > 0:
-                y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, widths[i], 2H', 2W')
+        for block, h_i in zip(self.blocks, reversed(modulation)):         # lowest scale first
+            y = F.interpolate(y, size=h_i.shape[2:], mode="nearest")      # (B, widths[i], H', W')
             # "concatenated with a resized version of the ultimate map h_L". PAPER: how it is resized, and how the
             # picture grows, is not said. / HERE: bilinear, and nearest x2. / WHY: as DP-GAN's code.
             resized = F.interpolate(h_L, size=h_i.shape[2:], mode="bilinear", align_corners=False)
@@ -267,34 +300,6 @@ class Generator(nn.Module):
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
         image = torch.tanh(self.to_image(features).float())               # g   (B, 3, H, W)
         return (image, features) if return_features else image
-
-
-def one_hot_labels(G, label_map, z, offsets):
-    """t and the offsets as channels, (B, C (+ 2), H, W) in z's dtype, on the device: what every generator here reads.
-
-    G is asked for num_classes, offset_channels, z_dim and downsampling. Raises ValueError where the shapes do not fit.
-    """
-    B, H, W = label_map.shape
-    if H % G.downsampling or W % G.downsampling:
-        raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {G.downsampling}, "
-                         f"the downsampling of this generator")
-    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, G.z_dim):
-        raise ValueError(f"expected z of shape ({B}, {G.z_dim}) and {G.offset_channels} offset "
-                         f"channels; got z {tuple(z.shape)}, offsets "
-                         f"{None if offsets is None else tuple(offsets.shape)}")
-    x = one_hot(label_map, G.num_classes, z.dtype)                        # (B, C, H, W), the one-hot t
-    return x if offsets is None else torch.cat([x, offsets.to(x.dtype)], dim=1)  # (B, C + 2, H, W)
-
-
-def one_hot(label_map, num_classes, dtype):
-    """label_map (B, H, W) integers -> (B, C, H, W) of 0 and 1, on its device."""
-    classes = torch.arange(num_classes, device=label_map.device)
-    return (label_map[:, None] == classes[:, None, None]).to(dtype)       # (B, C, H, W)
-
-
-def z_of_seed(seed, z_dim):
-    """(d_z,), the noise of one picture: from its seed alone, the same on every machine."""
-    return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
 
 
 def parameters_by_part(net):

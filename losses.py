@@ -13,8 +13,9 @@
     p(x), p(g)       | logits      | (B, C + 1, H, W), before the softmax; index C is "fake"
     t                | label_map   | (B, H, W) integers 0..C-1
     alpha_c          | alpha       | (C,)
-    H_x, H_g         | maps of ContrastiveFeatures | (B, 256, H / 4, W / 4), (.., H / 8, ..), (.., H / 16, ..)
-    v, v+, v-_n      | v, v_pos, v_neg | (B, A, d_v), (B, A, d_v), (B, M, d_v), of length 1
+    H_x, H_g         | h_x, h_g    | (B, 256, H / 4, W / 4), (.., H / 8, ..), (.., H / 16, ..), after the convolution;
+                     |             | the MLP follows in ContrastiveFeatures.project
+    v, v+, v-_n      | v, v_pos, v_neg | (B, A, d_v), (B, A, d_v), (B, M, d_v), of length 1; d_v = 256, M = N + 1
     G^f(z_1, t), ... | features_1, features_2 | (B, C_f, H, W)
 
 Every function computes in float32, also under autocast.
@@ -53,7 +54,7 @@ def equal_weights(label_counts, unknown=None):
 
 
 def focal_log(log_p, gamma):
-    """(1 - p)^gamma * log p, element by element, finite for every p, with its gradient."""
+    """(1 - p)^gamma * log p, element by element. Value and gradient are finite for every p."""
     # expm1 keeps 1 - p exact near p = 1; the floor keeps its power differentiable at p = 1
     return (-torch.expm1(log_p)).clamp_min(1e-12) ** gamma * log_p
 
@@ -81,8 +82,10 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
 
 
 def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
-    """L_G (Eq. 4): generated pixels are taken for their class. A scalar; shapes as in Eq. 3. With gamma 0 it is the
-    first term, - E sum_c alpha_c sum_xy l_xyc log D(G)_xyc, of (DP-GAN Eq. 7)."""
+    """L_G (Eq. 4): D shall assign each generated pixel to the class of its label. A scalar; shapes as in Eq. 3.
+
+    With gamma 0 it is - E sum_c alpha_c sum_xy l_xyc log D(G)_xyc, the first term of (DP-GAN Eq. 7).
+    """
     log_p_g = F.log_softmax(fake_logits.float(), dim=1)                   # (B, C + 1, H, W)
     own_class = log_p_g.gather(1, label_map[:, None])[:, 0]               # (B, H, W)
     # L_G = - E sum_c alpha_c sum_i t_ic (1 - p(g)_ic)^gamma log p(g)_ic                     (Eq. 4)
@@ -91,25 +94,28 @@ def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
 
 # ------------------------------------------------------------------------- Eq. 5, from top to bottom
 
-def contrastive_loss(features, fake, real, generator, anchors=256, negatives=128, tau=0.3, reduction="sum"):
-    """L_NCE (Eq. 5) over the scales 1/4, 1/8, 1/16: a generated pixel shall look like the real pixel of its own place,
-    and unlike those of other places in the same picture. A scalar.
+def contrastive_loss(features, fake, real, rng, anchors=256, negatives=128, tau=0.3, reduction="sum"):
+    """L_NCE (Eq. 5), summed over the scales 1/4, 1/8, 1/16. A scalar.
 
-    features: ContrastiveFeatures. fake, real (B, 3, H, W) in [-1, 1]. generator: a CPU torch.Generator, for positions.
-    reduction: "sum" as printed, over anchors and scales, divided by H*W; "mean", each scale's mean over its anchors.
+    Anchors are features of the generated picture. The positive of an anchor is the real picture's feature at the same
+    position, its negatives are features of the same real picture at other positions.
 
-    PAPER: one anchor, its positive and N negatives. / HERE: 256 anchors a scale, at positions shared by the batch, real
-    side detached. / WHY: CUT's habit; shared positions do not depend on how the batch is split over ranks.
+    features: ContrastiveFeatures. fake, real (B, 3, H, W) in [-1, 1]. rng: a CPU torch.Generator, for the positions.
+    reduction: "sum" over the anchors, divided by H*W as Eq. 3 and 4 are in train.py; "mean" over the anchors.
+
+    PAPER: one anchor, its positive and N negatives.
+    HERE: 256 anchors a scale, at positions shared by the batch, real side detached.
+    WHY: CUT's habit; shared positions do not depend on how the batch is split over ranks.
     """
-    # TRAP: fake first. Under autocast torch 2.6 keeps the bf16 weights of the first pass, and those of a no_grad pass
-    # would lead no gradient back to the projections.
+    # TRAP: fake first. Autocast keeps the bf16 weights of the first pass. If that pass is under no_grad, the
+    # projections get no gradient (seen with torch 2.6).
     H_g, total = features(fake), 0
     with torch.no_grad():
         H_x = features(real)
     for scale, (h_g, h_x) in enumerate(zip(H_g, H_x)):                    # (B, width, H_l, W_l) each
         anchor, candidate, left_out = (
             index.to(fake.device, non_blocking=True)
-            for index in draw_positions(h_g[0, 0].numel(), anchors, negatives, generator))
+            for index in draw_positions(h_g[0, 0].numel(), anchors, negatives, rng))
         v = features.project(scale, h_g, anchor)                          # (B, A, d_v), of the generated picture
         with torch.no_grad():
             v_pos = features.project(scale, h_x, anchor)                  # (B, A, d_v), the same places of the real one
@@ -119,26 +125,27 @@ def contrastive_loss(features, fake, real, generator, anchors=256, negatives=128
     return total / fake[0, 0].numel() if reduction == "sum" else total
 
 
-def draw_positions(pixels, anchors, negatives, generator):
+def draw_positions(pixels, anchors, negatives, rng):
     """Which of the `pixels` positions of a feature map are anchors, and which are their negatives (Eq. 5).
 
     -> anchor (A,), candidate (N + 1,), left_out (A, N + 1) bool. All anchors share one draw of N + 1 candidates. Each
-    leaves out one of them: itself if it is there, the last one if not. So each has N negatives and never its own place.
+    anchor skips one of them: its own position if it was drawn, otherwise the last. So each has N negatives.
+    Example with N = 2 and the candidates 5, 2, 9: anchor 2 uses 5 and 9, anchor 7 uses 5 and 2.
     A map that is too small has fewer anchors and negatives.
     """
     N = min(negatives, pixels - 1)
-    anchor = torch.randperm(pixels, generator=generator)[:anchors]
-    candidate = torch.randperm(pixels, generator=generator)[:N + 1]
-    left_out = anchor[:, None] == candidate[None]                         # (A, N + 1), the anchor itself
-    left_out[:, -1] |= ~left_out.any(dim=1)                               # not there: the last one instead
+    anchor = torch.randperm(pixels, generator=rng)[:anchors]
+    candidate = torch.randperm(pixels, generator=rng)[:N + 1]
+    left_out = anchor[:, None] == candidate[None]                         # (A, N + 1), the anchor's own position
+    left_out[~left_out.any(dim=1), -1] = True                             # which was not drawn: the last candidate
     return anchor, candidate, left_out
 
 
 def info_nce(v, v_pos, v_neg, left_out, tau=0.3):
     """L_NCE (Eq. 5), summed over the A anchors, mean over images. A scalar.
 
-    v, v_pos (B, A, d_v); v_neg (B, M, d_v), shared by the anchors of an image; left_out (A, M) bool, True where a
-    vector is not a negative of that anchor.
+    v, v_pos (B, A, d_v); v_neg (B, M, d_v), shared by the anchors of an image; left_out (A, M) bool, True where
+    this anchor does not use this vector.
     """
     with torch.autocast(v.device.type, enabled=False):
         v, v_pos, v_neg = v.float(), v_pos.float(), v_neg.float()

@@ -4,12 +4,12 @@
     python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7
     python sample.py --checkpoint ema.pt --labels folder_of_maps/ --seeds 3,5 --interpolate 12
 
-Every seed is one z, drawn for itself: a picture depends on its label map and its seed, not on the batch or the order.
+Each seed gives one z. A picture depends on its label map and its seed alone, not on the batch or the order.
 Pictures, the coloured label maps and a grid of both go to --output-dir.
 
     load_generator     a checkpoint -> the generator
     generate           label maps, offsets and z -> pictures
-    mix                the way between two z
+    mix                interpolation between two z
     read_maps          label maps of a dataset or of your own
 """
 import sys
@@ -30,10 +30,9 @@ from support.pages import colour_labels, to_pixels
 from support.ranks import setup_ranks
 
 GENERATORS = {"dp-sims": Generator}
-GRID_ROWS = 16  # label maps in the grid; the files of all of them are written
-# For scores. PAPER: z of the samples not said. / HERE: of map i and seed s from one generator seeded with
-# s * 1,000,003 + i. / WHY: any batch, rank or restart draws the same. TRAP: torch keeps 32 bits of a seed; a shift
-# by 2^32 does nothing.
+GRID_ROWS = 16  # label maps in the grid; every map has its own files
+# For scores. PAPER: z of the samples is not said. / HERE: z of map i under seed s comes from torch seed
+# s * 1,000,003 + i. / WHY: any batch, rank or restart draws the same. TRAP: torch uses 32 bits of a seed alone.
 SEED_STRIDE, MOST_SEEDS = 1_000_003, 4000
 
 
@@ -79,7 +78,7 @@ def noise(maps, seed, z_dim):
 
 
 def mix(z_a, z_b, t):
-    """Spherical interpolation, t from 0 to 1: every step is as likely a draw of N(0, I) as its ends. (d_z,) each."""
+    """Spherical interpolation, t from 0 to 1: each z on the way is of the length of a draw of N(0, I)."""
     angle = torch.arccos(torch.nn.functional.cosine_similarity(z_a, z_b, dim=0).clamp(-1, 1))
     return (torch.sin((1 - t) * angle) * z_a + torch.sin(t * angle) * z_b) / torch.sin(angle)
 
@@ -115,7 +114,7 @@ def read_maps(args, checkpoint, image_size):
     class_of = classes_of_values(checkpoint["dataset"], len(checkpoint["classes"]))
     colours = np.array(checkpoint["palette"], np.uint8)
     if len(np.unique(colours, axis=0)) < len(colours):
-        colours = None  # a colour does not tell the class
+        colours = None  # two classes share a colour
     for file in files_of(args.labels)[:args.count or None]:
         labels = read_labels(file, class_of, colours)                                # (h, w)
         window = np.ix_(nearest(labels.shape[0], H), nearest(labels.shape[1], W))

@@ -8,7 +8,7 @@ Read in this order:
 
     generator_losses       what G minimises in a step                              (Eq. 4, 5, 6)
     discriminator_losses   what D minimises in a step                              (Eq. 3)
-    loop                   batch, G's step, D's step, average, and once in a while a log, a picture, a checkpoint
+    loop                   batch, G's step, D's step, average; every so many steps a log, a picture, a checkpoint
     train                  what the loop needs before it starts: data, networks, optimisers, the last checkpoint
     make_parser            the options; PAPER has their defaults
 
@@ -17,7 +17,7 @@ interrupted ends where an uninterrupted one ends. A run folder holds
 
     options.json    what it was last started with          latest.pt       everything, to go on from
     metrics.jsonl   one line a log interval                ema_*.pt        the averaged generator, for sample.py
-    scores.jsonl    with --evaluate-every                  ema_best.pt     the one nearest to the real pictures
+    scores.jsonl    with --evaluate-every                  ema_best.pt     the one with the best score
     strip_*.png     what to look at, and strip.png, the newest of them
 
     batch           a dict of tensors, first dimension B; a part of it is as many pictures as fit into memory at once
@@ -29,6 +29,7 @@ import os
 import sys
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,43 +73,42 @@ TOY_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channe
 TOY_DISCRIMINATOR = dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32)
 TOY_CONTRASTIVE = dict(vgg_share=0.25, width=64)
 PRETRAIN_STEPS, PRETRAIN_BATCH = 150, 32  # --backbone-weights self
-EMA_BATCHES = 16    # training batches that give the averaged generator its batch-norm statistics
-STRIP_ROWS = 6
+EMA_BATCHES, STRIP_ROWS = 16, 6  # training batches that give the average its batch-norm statistics; rows of strip.png
 
 
 # ------------------------------------------------------------------------------------------ the two steps
-# PAPER: the order of the two steps is not said. / HERE: G first; D then learns from the same pictures. / WHY: neither
-# they nor their backbone features are computed twice.
+# PAPER: the order of the two steps is not said. / HERE: G first; D then learns from the same pictures, which G drew
+# before its step. / WHY: pictures and their backbone features are computed once.
 
-def generator_losses(G, D, P, batch, alpha, generator, args):
+def generator_losses(G, D, P, batch, alpha, rng, args):
     """(1) The generator minimises  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div  (Sec. 3.3).
 
-    P: ContrastiveFeatures, or None. alpha (C,): weights of the classes. generator: a CPU torch.Generator.
-    -> {term: weighted scalar}, image (B + B / 4, 3, H, W), G^f of them, and the backbone features of the first B.
+    P: the VGG features and projections of Eq. 5, or None. alpha (C,): class weights. rng: a CPU torch.Generator.
+    -> {term: weighted scalar}, image (B + extra, 3, H, W), their G^f, and the backbone features of the first B.
     """
     real, label_map, z_1, z_2 = batch["real"], batch["label_map"], batch["z_1"], batch["z_2"]
     B, pixels = len(label_map), label_map[0].numel()
     # PAPER: Eq. 6 is an expectation over label maps. / HERE: every fourth picture of a batch is drawn with a second z.
-    # WHY: the same expectation for a quarter of the second generator pass (--diversity-every 1 takes all).
-    again = slice(None, None if args.lambda_d > 0 else 0, args.diversity_every)
-    offsets = torch.cat([batch["offsets"], batch["offsets"][again]]) if "offsets" in batch else None
-    image, features = G(torch.cat([label_map, label_map[again]]), torch.cat([z_1, z_2[again]]), offsets,
-                        return_features=True)
+    # WHY: the same expectation for a quarter of the second generator pass. The extra pictures count in G's batch norm.
+    twice = slice(0, B if args.lambda_d > 0 else 0, args.diversity_every)  # pictures 0, 4, 8, ...; none without Eq. 6
+    offsets = torch.cat([batch["offsets"], batch["offsets"][twice]]) if "offsets" in batch else None
+    z = torch.cat([z_1, z_2[twice]])                                      # (B + extra, d_z)
+    image, G_f = G(torch.cat([label_map, label_map[twice]]), z, offsets, return_features=True)
     fake = image[:B]                                                      # (B, 3, H, W)
     fake_features = D.features(fake)                                      # F_1 ... F_4; the gradient goes through them
     fake_logits = D(fake, fake_features)                                  # (B, C + 1, H, W)
     # PAPER: "a weighted average of three loss functions"; Eq. 3 and 4 are sums over pixels, Eq. 5 has one anchor.
-    # HERE: sums over pixels and anchors, divided by H*W, which Adam does not notice. Eq. 6 is in mean form already,
-    # exactly so where C_f = d_z, as at full size. / WHY: with means everywhere (--reduction mean) lambda_C = 100
-    # swamps L_G (RESULTS.md).
+    # HERE: Eq. 3, 4 and 5 are sums, and all are divided by H*W; a common factor does not change Adam's step. Eq. 6 is
+    # divided by C_f H W / d_z in losses.py, which is H*W at full size (C_f = d_z = 64). / WHY: with means everywhere
+    # (--reduction mean) lambda_C = 100 swamps L_G (RESULTS.md).
     terms = {"gan": args.lambda_gan * generator_loss(fake_logits, label_map, alpha, args.gamma) / pixels}     # (Eq. 4)
     if args.lambda_c > 0:
         terms["contrastive"] = args.lambda_c * contrastive_loss(                                              # (Eq. 5)
-            P, fake, real, generator, args.anchors, args.negatives, args.tau, args.reduction)
+            P, fake, real, rng, args.anchors, args.negatives, args.tau, args.reduction)
     if args.lambda_d > 0:
         terms["diversity"] = args.lambda_d * diversity_loss(                                                  # (Eq. 6)
-            features[:B][again], features[B:], z_1[again], z_2[again], args.tau_div)
-    return terms, image, features, fake_features
+            G_f[:B][twice], G_f[B:], z_1[twice], z_2[twice], args.tau_div)
+    return terms, image, G_f, fake_features
 
 
 def discriminator_losses(D, batch, fake, fake_features, alpha, args):
@@ -143,8 +143,8 @@ def loop(args, system, run, done, ranks):
                 logs.check_finite(history, step - 1, nets, run.folder / "latest.pt")
                 runs.save(run, step - 1, args, ranks)
             raise
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        batch.update(share(system.draw_noise(args.batch_size, G.z_dim, C, generator), ranks))
+        rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        batch.update(share(system.draw_noise(args.batch_size, G.z_dim, C, rng), ranks))
         counts = count_classes(batch["label_map"], C, ranks.world)        # (C,) n_c of the global batch
         alpha = system.weigh(counts, dataset.unknown, args)               # (C,)
         lr = set_lr(run.optimiser_G, args.lr, step, args.lr_decay_steps)
@@ -152,14 +152,15 @@ def loop(args, system, run, done, ranks):
         parts, values, made = parts_of(batch, micro), {}, []
 
         # ==== (1) Generator: minimise  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div     (Eq. 4, 5, 6)
+        #      system's functions are the two above, or those of a baseline
         for p in D_parameters:
             p.requires_grad_(False)
         run.optimiser_G.zero_grad()
         for part in parts:
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
-                terms, image, features, fake_features = system.generator_losses(G, D, P, part, alpha, generator, args)
+                terms, image, G_f, fake_features = system.generator_losses(G, D, P, part, alpha, rng, args)
             if "log" in due:
-                logs.add(values, logs.gradient_norms(terms, image, features), accumulation)
+                logs.add(values, logs.gradient_norms(terms, image, G_f), accumulation)
             (sum(terms.values()) / accumulation).backward()
             logs.add(values, {f"G_{name}": term for name, term in terms.items()}, accumulation)
             made.append((image[:micro].detach(), fake_features and [f.detach() for f in fake_features]))
@@ -186,11 +187,11 @@ def loop(args, system, run, done, ranks):
         # ==== (3) Average the generator
         update_ema(ema, G, step, args.ema_decay)
 
-        # ---- once in a while: log, picture, checkpoint
-        history.append(values)  # tensors on the device: nothing has waited for it so far
+        # ---- every so many steps: log, picture, score, checkpoint
+        history.append(values)  # tensors that stay on the device until a log line is due
         progress.update()
         stop = stopping.now()
-        if stop and step < args.steps:  # there may be seconds only
+        if stop and step < args.steps:  # the process may be killed within seconds
             due = due & {"log"} | {"save"}
         if due:
             logs.check_finite(history, step, nets, run.folder / "latest.pt")
@@ -243,12 +244,12 @@ def train(args, system):
     G, D, P, architecture, options = system.build_networks(args, dataset, probabilities, folder, ranks)
     G, D, P = (net and synchronise_batch_norm(net, ranks).to(ranks.device, memory_format=torch.channels_last)
                for net in (G, D, P))
-    optimisers = [torch.optim.Adam(trained_parameters(*nets), lr=args.lr, betas=(0.0, args.beta2), fused=True)
-                  for nets in ((G, P), (D,))]
+    adam = partial(torch.optim.Adam, lr=args.lr, betas=(0.0, args.beta2), fused=True)
+    optimiser_G, optimiser_D = adam(trained_parameters(G, P)), adam(trained_parameters(D))
     scoring = open_scoring(validation, args.inception_weights, folder, ranks) if args.evaluate_every else None
     identity = runs.identity_of(args, system.fixed_options, dataset, D, P)
     run = runs.Run(folder, dataset, validation, probabilities, G, D, P, copy.deepcopy(G).requires_grad_(False),
-                   *optimisers, architecture, options, identity, scoring)
+                   optimiser_G, optimiser_D, architecture, options, identity, scoring)
     done = runs.resume(run, args, ranks)
     logs.banner(system.title, logs.describe(G, D, P, args), args, ranks, folder, done, len(dataset), accumulation)
     if args.compile:
@@ -269,9 +270,9 @@ def open_run(args, ranks):
     return dataset, validation, folder, probabilities
 
 
-def draw_noise(batch_size, z_dim, num_classes, generator):
+def draw_noise(batch_size, z_dim, num_classes, rng):
     """The noise of the whole global batch, on every rank alike: z_1, z_2 (batch_size, d_z)."""
-    z_1, z_2 = torch.randn(2, batch_size, z_dim, generator=generator)
+    z_1, z_2 = torch.randn(2, batch_size, z_dim, generator=rng)
     return {"z_1": z_1, "z_2": z_2}
 
 
@@ -339,8 +340,7 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--self-attention", choices=("on", "off"), help="in the label pyramid (Table 6)")
     add("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)}, or timm:NAME (pip install timm)")
     add("--conditioning", choices=CONDITIONINGS, help="of the backbone's features (Table 5)")
-    add("--backbone-weights", metavar="WEIGHTS", help="imagenet (torchvision downloads them), self (pre-trained "
-        "here, to tell the dataset's classes), random, or a file of torchvision's state dict")
+    add("--backbone-weights", metavar="WEIGHTS", help="imagenet (downloaded), self (made here), random, or a file")
     add("--pretrain-backbone", metavar="FILE", help="only pre-train --backbone as self does, into FILE, for other runs")
     add("--vgg-weights", metavar="WEIGHTS", help="for Eq. 5: imagenet, random, or a file of torchvision's vgg19")
     add = parser.add_argument_group("losses (Sec. 3.3)").add_argument
@@ -354,17 +354,14 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--negatives", type=COUNT, help="N of Eq. 5")
     add("--anchors", type=COUNT, help="anchors per scale and image for Eq. 5")
     add("--tau-div", type=WEIGHT, help="cut-off of Eq. 6; raise it if two z look the same")
-    add("--diversity-every", type=COUNT, metavar="N", help="every Nth picture of a batch is drawn with a second z, "
-        "for Eq. 6; 1 = all, at the cost of a second generator pass")
-    add("--reduction", choices=("sum", "mean"), help="of Eq. 5: sum, as printed, divided by H*W; or mean, which makes "
-        "--lambda-c about 250 times as strong at 256x256")
+    add("--diversity-every", type=COUNT, metavar="N", help="every Nth picture gets a second z, for Eq. 6; 1 = all")
+    add("--reduction", choices=("sum", "mean"), help="of Eq. 5: sum / (H*W), or mean: --lambda-c then weighs far more")
     add = add_training_options(parser).add_argument
     add("--lr-d", type=WEIGHT, help="learning rate of the discriminator; 0 = --lr, as in the paper")
     add("--beta2", type=SHARE, help="of Adam; beta1 is 0")
     add = parser.add_argument_group("scores on the way").add_argument
-    add("--evaluate-every", type=AT_LEAST_0, default=0, help="steps between distances to the real validation "
-        "pictures, as evaluate.py measures them; the best average is kept as ema_best.pt; 0 = never")
-    add("--inception-weights", help="for that: download (FID), torchvision, random, or a file")
+    add("--evaluate-every", type=AT_LEAST_0, default=0, help="steps between scores, which ema_best.pt needs; 0 = never")
+    add("--inception-weights", help="for that: download (FID), random, or a file")
     parser.set_defaults(**defaults)
     return parser
 

@@ -39,10 +39,10 @@ TOY_HEAD_CHANNELS = 32
 
 # ------------------------------------------------------------------------------------------ the two steps
 
-def draw_noise(batch_size, z_dim, num_classes, generator):
+def draw_noise(batch_size, z_dim, num_classes, rng):
     """train.draw_noise's, and LabelMix's flips (B, C) bool, one for each image and class."""
-    noise = train.draw_noise(batch_size, z_dim, num_classes, generator)
-    return {**noise, "flips": torch.rand(batch_size, num_classes, generator=generator) < 0.5}
+    noise = train.draw_noise(batch_size, z_dim, num_classes, rng)
+    return {**noise, "flips": torch.rand(batch_size, num_classes, generator=rng) < 0.5}
 
 
 def weigh(label_counts, unknown, args):
@@ -65,7 +65,7 @@ def add_label_mix(terms, D, batch, fake, real_logits, fake_logits, args):
     return terms
 
 
-def dpgan_generator_losses(G, D, P, batch, alpha, generator, args):
+def dpgan_generator_losses(G, D, P, batch, alpha, rng, args):
     """L_G = pixel term + patch term + L_fm  (DP-GAN Eq. 7), shapes as train.generator_losses."""
     label_map = batch["label_map"]
     image, features = G(label_map, batch["z_1"], batch.get("offsets"), return_features=True)

@@ -186,7 +186,8 @@ def test_the_toy_default_needs_no_download(checkpoint, tmp_path, narrow, monkeyp
     monkeypatch.setattr(segmentation, "SAMPLES", 8)
     monkeypatch.setattr(fid, "CALIBRATION_SCENES", 2)
     monkeypatch.setattr(latency, "RUNS", 3)
-    monkeypatch.setattr(latency, "best_throughput", lambda G, *_: dict(precision="", batch_size=1, pictures_per_second=1))
+    monkeypatch.setattr(latency, "best_throughput", lambda _, G, precision, device: {
+        "precision": precision, "batch_size": 1, "pictures_per_second": 1.0})
     found = score(*options(checkpoint, tmp_path, "--latency-modes", "eager"))
     assert list(found) == ["fid", "miou", "diversity", "latency"]
     assert found["fid"]["name"] == "random-Inception distance" and found["diversity"]["LPIPS"] is None

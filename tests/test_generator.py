@@ -333,7 +333,8 @@ def test_every_spade_block_is_conditioned_on_its_map_and_the_lowest_one():
     for (_, condition, _), h_i in zip(blocks, reversed(maps)):
         side = h_i.shape[2]
         resized = F.interpolate(maps[-1], size=(side, side), mode="bilinear", align_corners=False)
-        assert_is(condition, torch.cat([h_i, resized], dim=1), f"{side}x{side}: the condition is not [h_i, h_L resized]")
+        found_at = f"{side}x{side}: the condition is not [h_i, h_L resized]"
+        assert_is(condition, torch.cat([h_i, resized], dim=1), found_at)
 
 
 @pytest.mark.parametrize("in_channels, out_channels", [(4, 4), (4, 3)])

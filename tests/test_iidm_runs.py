@@ -66,7 +66,7 @@ def test_the_autoencoder_is_trained_first_then_left_alone_and_its_latents_scaled
     lines = lines_of(run)
     assert [line["stage"] for line in lines] == 4 * ["autoencoder"] + 4 * ["unet"]
     assert all(np.isfinite(line["loss"]) for line in lines)
-    assert sorted(f.name for f in run.glob("ema_*")) == ["ema_0000006.pt", "ema_0000008.pt"], "none before the U-Net begins"
+    assert sorted(f.name for f in run.glob("ema_*")) == ["ema_0000006.pt", "ema_0000008.pt"], "none before the U-Net"
     before, after = (load(run / f"ema_000000{step}.pt")["ema"] for step in (6, 8))
     assert {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])} == {"unet"}
     model, _ = sample.load_model(run / "ema_0000008.pt", None, "cpu")
@@ -76,7 +76,7 @@ def test_the_autoencoder_is_trained_first_then_left_alone_and_its_latents_scaled
     assert Image.open(run / "strip.png").size == (7 * 128, 6 * 128 + 16)
 
 
-@pytest.mark.parametrize("stops", [(2,), (4,), (5, 7)], ids=["in the autoencoder", "between the two", "twice in the U-Net"])
+@pytest.mark.parametrize("stops", [(2,), (4,), (5, 7)], ids=["in the autoencoder", "between the two", "in the U-Net"])
 def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(run, stops, tmp_path, monkeypatch, capsys):
     """Bit for bit on a CPU; 4 is the moment at which the autoencoder is frozen and its latents are measured."""
     done = 0
@@ -86,13 +86,14 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(run, stops, tm
             patch.setattr(StopOnSignals, "now", lambda _: next(answers))
             run_training(tmp_path / "run", *EIGHT)
         printed = capsys.readouterr().out
-        assert (f"resumed at step {done}" in printed) == (done > 0) and (f"stopped at step {stop}" in printed) == (stop < 8)
+        assert (f"resumed at step {done}" in printed) == (done > 0)
+        assert (f"stopped at step {stop}" in printed) == (stop < 8)
         done = stop
     a, b = (load(folder / "latest.pt") for folder in (run, tmp_path / "run"))
     for name in ("networks", "ema"):
         assert all(torch.equal(t, b[name][key]) for key, t in a[name].items()), name
     for of_a, of_b in zip(a["optimisers"], b["optimisers"]):
-        assert all(torch.equal(t, of_b["state"][n][key]) for n, state in of_a["state"].items() for key, t in state.items())
+        assert all(torch.equal(t, of_b["state"][n][key]) for n in of_a["state"] for key, t in of_a["state"][n].items())
     assert [line["loss"] for line in lines_of(run)] == [line["loss"] for line in lines_of(tmp_path / "run")]
 
 
@@ -100,7 +101,7 @@ def test_two_ranks_and_micro_batches_make_the_losses_of_one(tmp_path):
     """The first two steps of each stage, and the latents' deviation, within rounding."""
     run_training(tmp_path / "one", *FOUR)
     run_training(tmp_path / "micro", *FOUR, "--micro-batch-size", 1)
-    (tmp_path / "program.py").write_text(f"import sys; from baselines.iidm import train; train.TOY_NETWORKS = {TINY!r}; "
+    (tmp_path / "program.py").write_text(f"import sys\nfrom baselines.iidm import train\ntrain.TOY_NETWORKS = {TINY}\n"
                                          f"train.train(train.parse_options(sys.argv[1:]))")
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
@@ -180,8 +181,9 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "again").mkdir(), (folder / "named").mkdir()
     random = np.random.default_rng(0)
-    for name, shape in (("a.png", (32, 32, 3)), ("wide.jpg", (40, 56, 3)), ("grey.png", (32, 32)), ("alpha.png", (32, 32, 4)),
-                        ("again/a.png", (32, 32, 3)), ("named/val0000.png", (32, 32, 3)), ("named/val0001.png", (32, 32, 3))):
+    shapes = {"wide.jpg": (40, 56, 3), "grey.png": (32, 32), "alpha.png": (32, 32, 4)}
+    for name in ("a.png", "again/a.png", "named/val0000.png", "named/val0001.png", *shapes):
+        shape = shapes.get(name, (32, 32, 3))
         Image.fromarray(random.integers(0, 255, shape, np.uint8)).save(folder / name)
     Image.fromarray(random.integers(0, 60000, (32, 32)).astype(np.uint16)).save(folder / "deep.png")
     Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "map.png")
@@ -211,9 +213,9 @@ def test_each_map_in_each_style_and_seed_with_its_reference_in_the_grid(run, pic
     words = ["--checkpoint", run / "ema_0000008.pt", "--dataset", "toy", "--start", 3, "--output-dir", tmp_path]
     call(sample, *words, "--count", 2, "--seeds", "0,1", "--reference", pictures / "a.png", pictures / "wide.jpg",
          pictures / "grey.png", "--batch-size", 4)
-    names = {f"val000{i}_{style}_seed00{seed}.png" for i in (0, 1) for style in ("a", "wide", "grey") for seed in (0, 1)}
+    names = {f"val000{i}_{style}_seed00{s}.png" for i in (0, 1) for style in ("a", "wide", "grey") for s in (0, 1)}
     assert {f.name for f in tmp_path.iterdir()} == names | {"grid.png", "val0000_labels.png", "val0001_labels.png"}
-    assert Image.open(tmp_path / "grid.png").size == (13 * 128, 2 * 128), "label map, six references beside their pictures"
+    assert Image.open(tmp_path / "grid.png").size == (13 * 128, 2 * 128), "label map, six references, their pictures"
     # by hand, and alone in its batch
     model, _ = sample.load_model(run / "ema_0000008.pt", None, "cpu")
     label_map = open_dataset("toy", None, "val", (32, 32))[1]["label_map"][None]
@@ -234,8 +236,8 @@ def test_references_by_name_from_training_pictures_and_none(run, pictures, tmp_p
     random = references("train")[""]
     drawn = [random(f"val{i:04d}", seed) for i in range(3) for seed in (0, 1)]
     assert len({t.numpy().tobytes() for t in drawn}) >= 5 and torch.equal(random("val0002", 1), drawn[-1])
-    call(sample, "--checkpoint", run / "ema_0000006.pt", "--dataset", "toy", "--count", 1, "--from-noise", "--ddim-steps", 2,
-         "--ensemble", run / "ema_0000008.pt", "--guidance", 2)
+    call(sample, "--checkpoint", run / "ema_0000006.pt", "--ensemble", run / "ema_0000008.pt", "--dataset", "toy",
+         "--count", 1, "--from-noise", "--ddim-steps", 2, "--guidance", 2)
     assert Image.open(tmp_path / "samples/grid.png").size == (2 * 128, 128)
 
 
@@ -245,9 +247,9 @@ def strange(run, pictures):
     checkpoint = load(run / "ema_0000008.pt")
     moved = {key: t + 1 if key.startswith("autoencoder.") else t for key, t in checkpoint["ema"].items()}
     wider = {**checkpoint["generator"], "channels": 32}
-    small = dict(num_classes=11, widths=(8, 8, 8), stem_channels=4, label_channels=4, z_dim=4, noise_tokens=2, noise_width=4)
+    small = dict(num_classes=11, widths=(8, 8, 8), stem_channels=4, label_channels=4, noise_tokens=2, noise_width=4)
     for name, changes in (
-            ("without", {"mask_dropout": 0.0}), ("strange", {"ema": moved}), ("run2", {"run": {**checkpoint["run"], "seed": 1}}),
+            ("without", {"mask_dropout": 0.0}), ("strange", {"ema": moved}), ("run2", {"run": {"seed": 1}}),
             ("other", {"generator": wider, "ema": IIDM(**wider).state_dict()}),
             ("gan", {"architecture": "dp-sims", "generator": small, "ema": Generator(**small).state_dict()})):
         torch.save({**checkpoint, **changes}, pictures / f"{name}.pt")
@@ -271,7 +273,7 @@ def strange(run, pictures):
     ("", "IIDM starts from a style reference: give --reference"),
     ("--from-noise --reference train", "or --from-noise alone for the plain diffusion model"),
     ("--for-scores --seeds 0,1", "1 images as --reference and 2 --seeds; expected one seed"),
-    ("--for-scores --reference {0}/a.png {0}/grey.png", "2 images as --reference and 1 --seeds; expected one seed, and one"),
+    ("--for-scores --reference {0}/a.png {0}/grey.png", "2 images as --reference and 1 --seeds; expected"),
     ("--for-scores --reference {0}/named", "no picture named val0002, as a label map is")])
 def test_bad_input_of_sampling(run, strange, tmp_path, more, message):
     with pytest.raises(InputError, match=re.escape(message)):
@@ -304,8 +306,8 @@ def draw_and_score(run, tmp_path, monkeypatch):
 
     def three_commands(name, inference="--start 3", *more):
         folder, file = tmp_path / name, tmp_path / f"{name}_eval/eval.json"
-        call(sample, "--checkpoint", run / "ema_0000008.pt", "--dataset", "toy", "--count", 4, "--batch-size", 3, "--for-scores",
-             "--output-dir", folder, *inference.split())
+        call(sample, "--checkpoint", run / "ema_0000008.pt", "--dataset", "toy", "--count", 4, "--batch-size", 3,
+             "--for-scores", "--output-dir", folder, *inference.split())
         call(evaluate, "--device", "cpu", "--segmenter-steps", 2, "--fake", folder, "--dataset", "toy", "--cache-dir",
              tmp_path / "cache", "--count", 4, "--output-dir", file.parent)
         call(scores, "--fake", folder, "--eval", file, *more)
@@ -328,9 +330,9 @@ def test_scores_with_references(run, tmp_path, draw_and_score, monkeypatch, caps
     assert all(np.array_equal(as_pixels(style(name, 0)), picture) for name, picture in zip(names, styles))
     # S by hand, against its reference and against that of the map two further on
     for shift, key in ((0, "S"), (2, "S_other")):
-        S = np.mean([np.corrcoef(*(np.bincount(x[..., c].ravel(), minlength=256)
-                                   for x in (made[i], styles[(i + shift) % 4])))[0, 1] for i in range(4) for c in range(3)])
-        assert found["iidm"][key] == pytest.approx(100 * S, abs=1e-6)
+        pairs = [(made[i][..., c], styles[(i + shift) % 4][..., c]) for i in range(4) for c in range(3)]
+        S = [np.corrcoef(*(np.bincount(x.ravel(), minlength=256) for x in pair))[0, 1] for pair in pairs]
+        assert found["iidm"][key] == pytest.approx(100 * np.mean(S), abs=1e-6)
     M, S, distance = found["iidm"]["M"], found["iidm"]["S"], found["fid"]["value"]
     assert M == 100 * found["miou"]["generated"]["pixel_accuracy"]
     assert found["iidm"]["T"] == pytest.approx(M / 100 * (0.3 * (0.5 * S + 50) + 0.5 * (100 - distance)))
@@ -364,15 +366,15 @@ def test_a_killed_drawing_goes_on_and_other_pictures_are_refused(tmp_path, draw_
 @pytest.mark.parametrize("change, message", [
     (dict(fake="elsewhere"), "not the FID and mIoU of these 2 pictures"), (dict(maps=3), "of these 2 pictures"),
     (dict(scores={"fid": {}}), "run evaluate.py --fake"), (None, "eval.json: not there"),
-    (dict(references="alone"), "alone: no reference for 2 of the 2 pictures"), (dict(aesthetic=101), "--aesthetic: 101: ")])
+    (dict(references="alone"), "alone: no reference for 2 of the 2 pictures"), (dict(aesthetic=101), "101: expected")])
 def test_bad_input_of_scoring(pictures, tmp_path, change, message):
-    folder, options = pictures / "named", {"references": pictures / "named", "aesthetic": 50, **(change or {})}
+    folder, of = pictures / "named", {"references": pictures / "named", "aesthetic": 50, **(change or {})}
     content = {"fake": str(folder), "maps": 2, "scores": {"fid": {}, "miou": {}}, **(change or {})}
     if change is not None:
         (tmp_path / "eval.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=re.escape(message)):
-        call(scores, "--fake", folder, "--eval", tmp_path / "eval.json", "--references", options["references"], "--aesthetic",
-             options["aesthetic"])
+        call(scores, "--fake", folder, "--eval", tmp_path / "eval.json", "--references", of["references"],
+             "--aesthetic", of["aesthetic"])
 
 
 def test_latency_beside_a_gan_is_counted_in_passes(run, strange, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Eq. 3 to 6 and what surrounds them, against plain Python loops written from the paper (Sec. 3.3).
+"""Eq. 3 to 6, what surrounds them and their sums, against plain Python loops written from the paper (Sec. 3.3).
 
     python -m pytest tests/test_losses.py          (from the repository root; a few seconds on a CPU)
 
@@ -9,30 +9,31 @@ test fails, read the equation in the paper first, then losses.py.
 Labels are 0..C-1; the logits have C + 1 channels and "fake" is the last of them, index C.
 """
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
+from torch import nn
 
+import train
 from losses import (VGG_TAPS, ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
-                    diversity_loss, draw_positions, focal_log, generator_loss, info_nce, objective)
+                    diversity_loss, draw_positions, equal_weights, focal_log, generator_loss, info_nce)
+from test_generator import assert_is, without_gradient
 
 B, C, H, W = 2, 3, 2, 3
 
 
-def random_case(seed=0):
+def random_case(seed=0, B=B, W=W):
     """Logits for real and generated pictures (B, C + 1, H, W), labels (B, H, W), one alpha a class (C,)."""
     random = torch.Generator().manual_seed(seed)
-    real_logits = 2 * torch.randn(B, C + 1, H, W, generator=random)
-    fake_logits = 2 * torch.randn(B, C + 1, H, W, generator=random)
-    label_map = torch.randint(C, (B, H, W), generator=random)
-    return real_logits, fake_logits, label_map, torch.tensor([0.5, 2.0, 3.0])
+    real_logits, fake_logits = (2 * torch.randn(B, C + 1, H, W, generator=random) for _ in range(2))
+    return real_logits, fake_logits, torch.randint(C, (B, H, W), generator=random), torch.tensor([0.5, 2.0, 3.0])
 
 
 def probability(logits, b, k, y, x):
     """p of output k at one pixel: the softmax over the C + 1 outputs, as a Python number."""
-    e = [math.exp(logits[b, j, y, x].item()) for j in range(C + 1)]
+    e = [math.exp(logit) for logit in logits[b, :, y, x].tolist()]
     return e[k] / sum(e)
 
 
@@ -40,17 +41,11 @@ def focal(p, gamma):
     return (1 - p) ** gamma * math.log(p)
 
 
-def assert_is(actual, expected, what, **tolerance):
-    """Like assert_close, with a sentence to start from when it fails."""
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    torch.testing.assert_close(actual, expected, **tolerance, msg=lambda text: f"{what}\n{text}")
-
-
 # ------------------------------------------------------------------------------ L_D, the discriminator's
 
 def loops_eq3(real_logits, fake_logits, label_map, alpha, gamma, epsilon):
     """L_D (Eq. 3), one pixel at a time; epsilon goes in equal parts to the C outputs that are not t."""
-    L_D = 0.0
+    L_D, (B, H, W) = 0.0, label_map.shape
     for b in range(B):
         for y in range(H):
             for x in range(W):
@@ -62,19 +57,13 @@ def loops_eq3(real_logits, fake_logits, label_map, alpha, gamma, epsilon):
     return L_D / B  # E: the mean over images
 
 
-def test_eq3_discriminator_loss_is_the_papers_sum():
-    """(Eq. 3) with gamma 2 and no smoothing: sums over classes and pixels, mean over images."""
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_eq3_discriminator_loss_is_the_papers_sum(epsilon):
+    """(Eq. 3) with gamma 2: sums over classes and pixels, mean over images. Label smoothing has targets 1 - epsilon, and
+    epsilon / C for each other output, weighted by the true label's alpha."""
     case = random_case()
-    assert_is(discriminator_loss(*case, gamma=2.0, smoothing=0.0), loops_eq3(*case, gamma=2.0, epsilon=0.0),
+    assert_is(discriminator_loss(*case, gamma=2.0, smoothing=epsilon), loops_eq3(*case, gamma=2.0, epsilon=epsilon),
               "L_D is not the sum of Eq. 3")
-
-
-def test_eq3_label_smoothing_spreads_epsilon_over_the_other_outputs():
-    """(Eq. 3) with targets 1 - epsilon: epsilon / C for each other
-    output, weighted by the true label's alpha."""
-    case = random_case()
-    assert_is(discriminator_loss(*case, gamma=2.0, smoothing=0.1), loops_eq3(*case, gamma=2.0, epsilon=0.1),
-              "each of the other C outputs gets epsilon / C, times the alpha of the true label")
 
 
 def test_eq3_smoothing_is_one_sided():
@@ -83,8 +72,7 @@ def test_eq3_smoothing_is_one_sided():
     only_fake_counts = torch.zeros(C)  # alpha 0 removes the real term altogether
     losses = [discriminator_loss(torch.zeros_like(fake_logits), fake_logits, label_map, only_fake_counts,
                                  smoothing=epsilon) for epsilon in (0.0, 0.3)]
-    assert losses[0] == losses[1], (
-        "smoothing changed the loss of generated pixels; it belongs to the real ones")
+    assert losses[0] == losses[1], "smoothing changed the loss of generated pixels; it belongs to the real ones"
 
 
 def test_eq3_gamma_0_is_the_weighted_cross_entropy():
@@ -98,33 +86,28 @@ def test_eq3_gamma_0_is_the_weighted_cross_entropy():
 
 
 def test_eq3_a_clueless_discriminator_pays_a_number_known_by_hand():
-    """(Eq. 3) All logits 0: p = 1/4 everywhere, so each pixel
-    costs (3/4)^2 ln 4, real and generated alike."""
-    logits = torch.zeros(B, C + 1, H, W)
-    label_map = torch.zeros(B, H, W, dtype=torch.long)
+    """(Eq. 3) All logits 0: p = 1/4 everywhere, so each pixel costs (3/4)^2 ln 4, real and generated alike."""
+    logits, label_map = torch.zeros(B, C + 1, H, W), torch.zeros(B, H, W, dtype=torch.long)
     L_D = discriminator_loss(logits, logits, label_map, torch.ones(C), smoothing=0.0)
     assert_is(L_D, 2 * (H * W) * 0.5625 * math.log(4), "12 pixels of (3/4)^2 ln 4 = 9.357 were expected")
 
 
 def test_eq3_fake_is_the_last_logit():
-    """(Eq. 3) "the label index C + 1 is used for the fake class":
-    index C from zero. OASIS's code has index 0."""
+    """(Eq. 3) "the label index C + 1 is used for the fake class": index C from zero. OASIS's code has index 0."""
     real_logits, _, label_map, alpha = random_case()
     losses = []
     for k in range(C + 1):
         sure_of_k = torch.zeros(B, C + 1, H, W)
         sure_of_k[:, k] = 20.0
         losses.append(discriminator_loss(real_logits, sure_of_k, label_map, alpha).item())
-    assert losses.index(min(losses)) == C, (
-        f"calling generated pixels k costs {losses}: the last must be cheapest")
+    assert losses.index(min(losses)) == C, f"calling generated pixels k costs {losses}: the last must be cheapest"
 
 
 def test_eq3_a_perfect_discriminator_pays_nothing():
     """(Eq. 3) Real pixels surely of their class and generated ones surely fake: the loss is 0."""
     _, _, label_map, alpha = random_case()
     real_logits = 50 * F.one_hot(label_map, C + 1).permute(0, 3, 1, 2).float()
-    fake_logits = torch.zeros(B, C + 1, H, W)
-    fake_logits[:, C] = 50.0
+    fake_logits = torch.tensor([0.0, 0.0, 0.0, 50.0]).view(1, C + 1, 1, 1).expand(B, -1, H, W)
     assert_is(discriminator_loss(real_logits, fake_logits, label_map, alpha, smoothing=0.0), 0.0,
               "nothing is wrong with these answers, yet they cost something")
 
@@ -141,18 +124,22 @@ def test_eq3_unknown_pixels_count_as_fake_but_not_as_real():
 
 # ---------------------------------------------------------------------------------- L_G, the generator's
 
-def test_eq4_generator_loss_is_the_papers_sum():
-    """(Eq. 4) The same focal sum as in Eq. 3, on the generated picture, with no smoothing."""
-    _, fake_logits, label_map, alpha = random_case()
-    L_G = 0.0
+def loops_eq4(fake_logits, label_map, alpha, gamma):
+    """L_G (Eq. 4), one pixel and class at a time."""
+    L_G, (B, H, W) = 0.0, label_map.shape
     for b in range(B):
         for y in range(H):
             for x in range(W):
                 for c in range(C):
                     t_ic = 1 if label_map[b, y, x].item() == c else 0
-                    L_G -= alpha[c].item() * t_ic * focal(probability(fake_logits, b, c, y, x), 2.0)
-    assert_is(generator_loss(fake_logits, label_map, alpha, gamma=2.0), L_G / B,
-              "L_G is not the sum of Eq. 4")
+                    L_G -= alpha[c].item() * t_ic * focal(probability(fake_logits, b, c, y, x), gamma)
+    return L_G / B
+
+
+def test_eq4_generator_loss_is_the_papers_sum():
+    """(Eq. 4) The same focal sum as in Eq. 3, on the generated picture, with no smoothing."""
+    _, *case = random_case()
+    assert_is(generator_loss(*case, gamma=2.0), loops_eq4(*case, gamma=2.0), "L_G is not the sum of Eq. 4")
 
 
 def test_eq4_unknown_pixels_do_not_train_the_generator():
@@ -161,8 +148,7 @@ def test_eq4_unknown_pixels_do_not_train_the_generator():
     fake_logits.requires_grad_()
     generator_loss(fake_logits, label_map, torch.tensor([0.0, 1.0, 1.0])).backward()
     moved = fake_logits.grad.abs().sum(dim=1) > 0
-    assert torch.equal(moved, label_map != 0), (
-        "the gradient must be zero at pixels of class 0, and only there")
+    assert torch.equal(moved, label_map != 0), "the gradient must be zero at pixels of class 0, and only there"
 
 
 @pytest.mark.parametrize("loss", [discriminator_loss, generator_loss])
@@ -183,30 +169,24 @@ def test_eq3_eq4_are_sums_over_pixels_and_means_over_images(loss):
 @pytest.mark.parametrize("gap", [69.1, 200.0, 10_000.0])
 def test_eq3_eq4_stay_finite_when_the_right_class_is_hopeless(gamma, gap):
     """(Eq. 3, 4) p = e^-69.1 = 1e-30 and far less: -log p is the gap itself, and its gradient -1 a pixel."""
-    logits = torch.zeros(1, 2, 1, 1)  # one pixel, one class, and "fake"
-    logits[:, 1] = gap
-    logits.requires_grad_()
+    logits = torch.tensor([0.0, gap]).view(1, 2, 1, 1).requires_grad_()  # one pixel, one class, and "fake"
     loss = generator_loss(logits, torch.zeros(1, 1, 1, dtype=torch.long), torch.ones(1), gamma)
     loss.backward()
     assert_is(loss.detach(), gap, "(1 - p)^gamma is 1 here, so that the loss is -log p")
-    assert_is(logits.grad.flatten(), [-1.0, 1.0],
-              "the gradient must not vanish where the answer is most wrong")
+    assert_is(logits.grad.flatten(), [-1.0, 1.0], "the gradient must not vanish where the answer is most wrong")
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("gap", [0.0, 15.0, 69.1, 200.0, 10_000.0])
 def test_eq3_values_and_gradients_are_finite_at_p_0_and_at_p_1(gamma, gap):
     """(Eq. 3) Some pixels surely right, some surely wrong, every output smoothed: no inf, no nan anywhere."""
-    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])                             # (pixel, output)
-    real_logits = (gap * signs).T.reshape(1, 2, 1, 2).clone().requires_grad_()   # class 0 or "fake"
-    fake_logits = (gap * signs).T.reshape(1, 2, 1, 2).clone().requires_grad_()
-    label_map = torch.zeros(1, 1, 2, dtype=torch.long)
-    loss = discriminator_loss(real_logits, fake_logits, label_map, torch.ones(1), gamma)
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])                             # (pixel, output): class 0 or "fake"
+    real_logits, fake_logits = ((gap * signs).T.reshape(1, 2, 1, 2).clone().requires_grad_() for _ in range(2))
+    loss = discriminator_loss(real_logits, fake_logits, torch.zeros(1, 1, 2, dtype=torch.long), torch.ones(1), gamma)
     loss.backward()
     assert loss.isfinite(), f"the loss is {loss.item()} at logits {gap} apart"
     for name, logits in (("real", real_logits), ("fake", fake_logits)):
-        assert logits.grad.isfinite().all(), (
-            f"gradient of the {name} logits: {logits.grad.flatten().tolist()}")
+        assert logits.grad.isfinite().all(), f"gradient of the {name} logits: {logits.grad.flatten().tolist()}"
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -222,50 +202,45 @@ def test_eq4_a_certain_answer_costs_nothing_and_teaches_nothing(gamma):
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_eq3_focal_factor_is_exact_near_p_1(gamma):
     """(Eq. 3) log p = -1e-9: 1 - p is 1e-9, though p itself is 1 in float32, and 1 - 1 would be 0."""
-    log_p = torch.tensor([-1e-9])
-    assert_is(focal_log(log_p, gamma), [1e-9 ** gamma * -1e-9],
-              "(1 - p)^gamma log p for a nearly certain answer",
-              rtol=1e-4, atol=0)
+    assert_is(focal_log(torch.tensor([-1e-9]), gamma), [1e-9 ** gamma * -1e-9],
+              "(1 - p)^gamma log p for a nearly certain answer", rtol=1e-4, atol=0)
 
 
 def test_every_loss_is_float32_under_autocast():
-    """bfloat16 keeps 8 bits: the losses must come out as without autocast, to float32's precision."""
+    """bfloat16 keeps 8 bits: the losses must come out as without autocast, to float32's precision. Networks under
+    autocast return bfloat16; the softmax and the power of Eq. 3 and 4 are taken in float32 all the same."""
     real_logits, fake_logits, label_map, alpha = random_case()
     random = torch.Generator().manual_seed(1)
     v, v_pos, v_neg = (F.normalize(torch.randn(2, n, 8, generator=random), dim=2) for n in (4, 4, 5))
-    left_out = torch.eye(4, 5, dtype=torch.bool)
     f_1, f_2 = torch.randn(2, 2, 3, 2, 3, generator=random)
     z_1, z_2 = torch.randn(2, 2, 4, generator=random)
-    losses = {"Eq. 3": lambda: discriminator_loss(real_logits, fake_logits, label_map, alpha),
-              "Eq. 4": lambda: generator_loss(fake_logits, label_map, alpha),
-              "Eq. 5": lambda: info_nce(v, v_pos, v_neg, left_out),
-              "Eq. 6": lambda: diversity_loss(f_1, f_2, z_1, z_2, tau_div=3.0)}
-    for name, loss in losses.items():
-        with torch.autocast("cpu", torch.bfloat16):
-            inside = loss()
-        assert inside.dtype == torch.float32, f"{name} is {inside.dtype} under autocast"
-        assert_is(inside, loss(), f"{name} loses precision under autocast", rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("loss", [discriminator_loss, generator_loss])
-def test_bfloat16_logits_are_computed_with_in_float32(loss):
-    """Networks under autocast return bfloat16; the softmax and
-    the power are taken in float32 all the same."""
-    *logits, label_map, alpha = random_case()
-    logits = [l.bfloat16() for l in (logits[-1:] if loss is generator_loss else logits)]
-    value = loss(*logits, label_map, alpha)
-    assert value.dtype == torch.float32, f"the loss of bfloat16 logits is {value.dtype}"
-    expected = loss(*(l.float() for l in logits), label_map, alpha)
-    assert_is(value, expected, "precision was lost", rtol=1e-6, atol=0)
+    real_16, fake_16 = real_logits.bfloat16(), fake_logits.bfloat16()
+    eq3 = lambda real, fake: lambda: discriminator_loss(real, fake, label_map, alpha)
+    eq4 = lambda fake: lambda: generator_loss(fake, label_map, alpha)
+    eq5 = lambda: info_nce(v, v_pos, v_neg, torch.eye(4, 5, dtype=torch.bool))
+    eq6 = lambda: diversity_loss(f_1, f_2, z_1, z_2, tau_div=3.0)
+    for name, loss, exact in (
+            ("Eq. 3", eq3(real_logits, fake_logits), eq3(real_logits, fake_logits)),
+            ("Eq. 4", eq4(fake_logits), eq4(fake_logits)), ("Eq. 5", eq5, eq5), ("Eq. 6", eq6, eq6),
+            ("Eq. 3 of bfloat16 logits", eq3(real_16, fake_16), eq3(real_16.float(), fake_16.float())),
+            ("Eq. 4 of bfloat16 logits", eq4(fake_16), eq4(fake_16.float()))):
+        for enabled in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                value = loss()
+            assert value.dtype == torch.float32, f"{name} is {value.dtype}, autocast {enabled}"
+            assert_is(value, exact(), f"{name} loses precision, autocast {enabled}", rtol=1e-6, atol=0)
 
 
 # ------------------------------------------------------------------------------------------ class weights
 
-def test_class_weights_four_classes_one_pixel_each():
-    """B*H*W / (K n_c) by hand: 4 pixels, K = 3 known classes of one pixel each; class 0 is unknown."""
-    alpha = class_weights(torch.tensor([1, 1, 1, 1]), unknown=0)
-    assert_is(alpha, [0, 4 / 3, 4 / 3, 4 / 3],
-              "4 pixels / (3 known classes x 1 pixel) = 4/3, and 0 for the unknown")
+@pytest.mark.parametrize("what, counts, unknown, expected", [
+    ("4 pixels / (3 known classes x 1 pixel) = 4/3, and 0 for the unknown", [1, 1, 1, 1], 0, [0, 4 / 3, 4 / 3, 4 / 3]),
+    ("12 / (2 n_c), not 6 / (2 n_c): unknown pixels are pixels of the batch", [6, 2, 4], 0, [0, 3.0, 1.5]),
+    ("an absent class gets 0, and K counts the two classes present", [4, 0, 8], None, [1.5, 0, 0.75]),
+    ("K = 0, nothing to learn from these labels: zeros, not nan or inf", [9, 0, 0], 0, [0, 0, 0])])
+def test_class_weights_by_hand(what, counts, unknown, expected):
+    """B*H*W / (K n_c), K the number of known classes present."""
+    assert_is(class_weights(torch.tensor(counts), unknown), expected, what)
 
 
 def test_class_weights_by_loops():
@@ -278,41 +253,29 @@ def test_class_weights_by_loops():
     expected = [2 * 4 * 5 / (K * n[c]) if n[c] > 0 and c != unknown else 0.0 for c in range(classes)]
     assert K == 4, "this test wants four known classes present, one unknown and one absent"
     assert_is(class_weights(torch.tensor(n), unknown), expected, "alpha_c = B*H*W / (K n_c)")
-
-
-def test_class_weights_unknown_pixels_still_count_among_the_pixels():
-    """6 unknown pixels of 12: alpha = 12 / (2 * n_c), not 6 / (2 * n_c): "the mean is over all pixels"."""
-    assert_is(class_weights(torch.tensor([6, 2, 4]), unknown=0), [0, 3.0, 1.5],
-              "the numerator is every pixel of the batch, the unknown ones included")
-
-
-def test_class_weights_absent_class_gets_0_and_does_not_count_in_K():
-    """n = (4, 0, 8): 12 / (2 * 4), 0 and 12 / (2 * 8)."""
-    assert_is(class_weights(torch.tensor([4, 0, 8])), [1.5, 0, 0.75],
-              "K counts the classes present, two of them")
-
-
-def test_class_weights_of_a_batch_of_unknown_pixels_are_zeros():
-    """K = 0: nothing to learn from these labels, and no division by zero."""
-    assert_is(class_weights(torch.tensor([9, 0, 0]), unknown=0), [0, 0, 0],
-              "zeros, not nan or inf, were expected")
+    assert_is(equal_weights(torch.tensor(n), unknown), [1, 1, 1, 1, 0, 1], "Table 8: 1, and 0 for the unknown class")
 
 
 # ------------------------------------------------------------------------------------- L_NCE, contrastive
 
-def test_eq5_info_nce_is_the_papers_sum():
-    """(Eq. 5) anchor by anchor; a vector that is left out of an anchor's negatives is not in its sum."""
-    random, A, M, tau = torch.Generator().manual_seed(0), 3, 4, 0.3
-    v, v_pos, v_neg = (F.normalize(torch.randn(B, n, 5, generator=random), dim=2) for n in (A, A, M))
-    left_out = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
+def loops_eq5(v, v_pos, v_neg, left_out, tau):
+    """L_NCE (Eq. 5), anchor by anchor; a vector that is left out of an anchor's negatives is not in its sum."""
     total = 0.0
-    for b in range(B):
-        for a in range(A):
+    for b in range(len(v)):
+        for a in range(v.shape[1]):
             dot = lambda u: sum(p * q for p, q in zip(v[b, a].tolist(), u.tolist()))
             positive = math.exp(dot(v_pos[b, a]) / tau)
-            negatives = sum(math.exp(dot(v_neg[b, n]) / tau) for n in range(M) if not left_out[a, n])
+            negatives = sum(math.exp(dot(v_neg[b, n]) / tau) for n in range(v_neg.shape[1]) if not left_out[a, n])
             total += -math.log(positive / (positive + negatives))
-    assert_is(info_nce(v, v_pos, v_neg, left_out, tau), total / B,
+    return total / len(v)
+
+
+def test_eq5_info_nce_is_the_papers_sum():
+    """(Eq. 5) for three anchors and four candidates, of which each anchor leaves out one."""
+    random = torch.Generator().manual_seed(0)
+    v, v_pos, v_neg = (F.normalize(torch.randn(B, n, 5, generator=random), dim=2) for n in (3, 3, 4))
+    left_out = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    assert_is(info_nce(v, v_pos, v_neg, left_out, 0.3), loops_eq5(v, v_pos, v_neg, left_out, 0.3),
               "L_NCE is not Eq. 5, summed over the anchors")
 
 
@@ -331,30 +294,21 @@ def test_eq5_small_tau_does_not_overflow():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_eq5_every_anchor_has_exactly_n_negatives(seed):
-    """(Eq. 5) "we sample N non-matching features": N for each
-    anchor, whether or not its position was drawn."""
-    _, _, left_out = draw_positions(20, anchors=8, negatives=5, generator=torch.Generator().manual_seed(seed))
-    counts = (~left_out).sum(dim=1).tolist()
-    assert counts == [5] * 8, f"the 8 anchors have {counts} negatives, 5 each were asked for"
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_eq5_no_anchor_is_its_own_negative(seed):
-    """(Eq. 5) The anchor's own position in x is its positive; as a negative it would cancel it."""
+def test_eq5_every_anchor_has_n_negatives_and_never_itself(seed):
+    """(Eq. 5) "we sample N non-matching features": N different ones for each anchor, whether or not its position was
+    drawn. Its own position in x is its positive; as a negative it would cancel it."""
     anchor, candidate, left_out = draw_positions(20, 8, 5, torch.Generator().manual_seed(seed))
+    assert len(set(anchor.tolist())) == 8
     for a, position in enumerate(anchor.tolist()):
-        used = [c for c, out in zip(candidate.tolist(), left_out[a].tolist()) if not out]
-        assert position not in used, f"the anchor at {position} has itself among its negatives {used}"
-        assert len(set(used)) == len(used), f"the anchor at {position} has a negative twice: {used}"
+        used = candidate[~left_out[a]].tolist()
+        assert len(set(used)) == len(used) == 5 and position not in used, f"the negatives of {position} are {used}"
 
 
 def test_eq5_a_small_map_has_fewer_anchors_and_negatives():
     """(Eq. 5) 4 positions: 4 anchors, and the 3 others as negatives of each."""
     anchor, _, left_out = draw_positions(4, 256, 128, torch.Generator().manual_seed(0))
     assert sorted(anchor.tolist()) == [0, 1, 2, 3], "every position of a map of 4 should be an anchor, once"
-    assert (~left_out).sum(dim=1).tolist() == [3, 3, 3, 3], (
-        "each anchor should have the other three as negatives")
+    assert (~left_out).sum(dim=1).tolist() == [3, 3, 3, 3], "each anchor should have the other three as negatives"
 
 
 def test_eq5_positions_come_from_the_generator_alone():
@@ -365,6 +319,38 @@ def test_eq5_positions_come_from_the_generator_alone():
         draws.append(draw_positions(50, 8, 5, torch.Generator().manual_seed(3)))
     for first, second in zip(*draws):
         assert torch.equal(first, second), "the global random state leaked into the positions"
+
+
+class TwoScales:
+    """In place of VGG-19: the picture itself and half of it, their pixels as vectors of length 1."""
+
+    def __call__(self, image):
+        return [image, F.avg_pool2d(image, 2)]
+
+    def project(self, scale, feature_map, positions):
+        return F.normalize(feature_map.flatten(2)[:, :, positions].transpose(1, 2) + scale, dim=2)
+
+
+def loops_eq5_over_scales(fake, real, generator, anchors, negatives, tau, reduction):
+    """L_NCE (Eq. 5) summed over anchors and scales, over H*W; or the mean over each scale's anchors."""
+    P, total = TwoScales(), 0.0
+    for scale, (h_g, h_x) in enumerate(zip(P(fake), P(real))):
+        anchor, candidate, left_out = draw_positions(h_g[0, 0].numel(), anchors, negatives, generator)
+        v, v_pos, v_neg = (P.project(scale, *where) for where in ((h_g, anchor), (h_x, anchor), (h_x, candidate)))
+        L_NCE = loops_eq5(v, v_pos, v_neg, left_out, tau)
+        total += L_NCE / fake[0, 0].numel() if reduction == "sum" else L_NCE / len(anchor)
+    return total
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_eq5_contrastive_loss_is_the_papers_sum_over_scales(reduction):
+    """(Eq. 5) v from the generated picture, v+ from the same place in the real one, v- from other places there."""
+    random = torch.Generator().manual_seed(0)
+    fake, real = (torch.rand(2, 3, 4, 6, generator=random) * 2 - 1 for _ in range(2))
+    found, expected = (loss(fake=fake, real=real, generator=torch.Generator().manual_seed(1), anchors=8, negatives=7,
+                            tau=0.4, reduction=reduction)  # 8 anchors of 24 positions, and then all 6
+                       for loss in (lambda **options: contrastive_loss(TwoScales(), **options), loops_eq5_over_scales))
+    assert_is(found, expected, "the contrastive loss is not Eq. 5 at every scale")
 
 
 # ----------------------------------------------------------------------------------------- L_Div, diversity
@@ -378,18 +364,21 @@ def two_pairs():
     return features_1, features_2, z_1, z_2
 
 
+def loops_eq6(features_1, features_2, z_1, z_2, tau_div):
+    """The hinge of (Eq. 6) for each pair. Its L1 norms are means here: the paper's ratio times d_z / (C_f H W)."""
+    hinges = []
+    for b in range(len(z_1)):
+        apart = sum(abs(p - q) for p, q in zip(features_1[b].flatten().tolist(), features_2[b].flatten().tolist()))
+        z_apart = sum(abs(p - q) for p, q in zip(z_1[b].tolist(), z_2[b].tolist()))
+        hinges.append(max(0.0, tau_div - apart / z_apart * len(z_1[b]) / features_1[b].numel()))
+    return hinges
+
+
 def test_eq6_diversity_loss_is_the_papers_hinge():
-    """(Eq. 6) with L1 norms by loops. Here they are means, so that
-    the paper's ratio is times d_z / (C_f H W)."""
-    features_1, features_2, z_1, z_2 = case = two_pairs()
-    tau_div, hinges = 1.0, []
-    for b in range(2):
-        apart = sum(abs(p - q) for p, q in zip(features_1[b].flatten(), features_2[b].flatten())).item()
-        z_apart = sum(abs(p - q) for p, q in zip(z_1[b], z_2[b])).item()
-        hinges.append(max(0.0, tau_div - apart / z_apart * 4 / (3 * 2 * 3)))
+    """(Eq. 6) by loops, the mean over pairs."""
+    hinges = loops_eq6(*two_pairs(), tau_div=1.0)
     assert hinges[0] > 0 and hinges[1] == 0, "this test wants one pair on each side of the hinge"
-    assert_is(diversity_loss(*case, tau_div), sum(hinges) / 2,
-              "L_Div is not the mean of Eq. 6 over the pairs")
+    assert_is(diversity_loss(*two_pairs(), 1.0), sum(hinges) / 2, "L_Div is not the mean of Eq. 6 over the pairs")
 
 
 def test_eq6_by_hand():
@@ -398,51 +387,100 @@ def test_eq6_by_hand():
     assert_is(diversity_loss(zeros, zeros + 0.5, z, z - 2), 0.75, "1 - 0.5 / 2 was expected")
 
 
-def test_eq6_pairs_beyond_tau_div_are_left_alone():
-    """(Eq. 6) "a cutoff threshold": different enough is enough, the gradient there is zero."""
+def test_eq6_pushes_features_apart_up_to_tau_div():
+    """(Eq. 6) A step against the gradient makes the two pictures of a pair that is too similar differ more. "A cutoff
+    threshold": beyond it the gradient is zero."""
     features_1, features_2, z_1, z_2 = two_pairs()
     features_2.requires_grad_()
     diversity_loss(features_1, features_2, z_1, z_2, tau_div=1.0).backward()
-    assert features_2.grad[0].all(), "the pair that is too similar must be pushed apart"
-    assert not features_2.grad[1].any(), "the pair beyond tau_div must not be pushed any further"
-
-
-def test_eq6_the_gradient_pushes_features_apart():
-    """(Eq. 6) A step against the gradient lowers the loss by making the two pictures differ more."""
-    features_1, features_2, z_1, z_2 = two_pairs()
-    features_2.requires_grad_()
-    diversity_loss(features_1, features_2, z_1, z_2).backward()
-    before = (features_1 - features_2)[0].abs().mean()
-    after = (features_1 - (features_2 - features_2.grad))[0].abs().mean()
+    assert features_2.grad[0].all() and not features_2.grad[1].any(), "the first pair must be pushed, and only it"
+    before, after = ((features_1 - moved)[0].abs().mean() for moved in (features_2, features_2 - features_2.grad))
     assert after > before, "the diversity loss pulls the two pictures together instead of apart"
 
 
-# -------------------------------------------------------------------------------- the weighted sum (Sec. 3.3)
+# ------------------------------------------------------------ what the two networks minimise (Sec. 3.3, train.py)
 
-def parts(reduction):
-    """The terms for L_G = 12, L_NCE = 4 and 8 on two scales of 4 and 2 anchors, L_Div = 0.5, 4 pixels."""
-    terms = objective(torch.tensor(12.0), [torch.tensor(4.0), torch.tensor(8.0)], torch.tensor(0.5),
-                      pixels=4, anchors=[4, 2], reduction=reduction)
-    return {name: term.item() for name, term in terms.items()}
+class TinyG(nn.Module):
+    """Every pixel of the picture depends on its label, its offsets and z, through two 1x1 convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(C + 4 + 2, 5, 1), nn.Conv2d(5, 3, 1)
+
+    def forward(self, label_map, z, offsets, return_features):
+        labels, offsets = F.one_hot(label_map, C).permute(0, 3, 1, 2), 0 * z[:, :2, None, None] if offsets is None else offsets
+        features = self.inner(torch.cat([labels, *(t.expand(-1, -1, *label_map.shape[1:])
+                                                   for t in (z[:, :, None, None], offsets))], dim=1))
+        return torch.tanh(self.outer(features)), features
 
 
-def test_objective_as_the_paper_writes_its_sums():
-    """"sum": everything but Eq. 6 over H*W. 1 * 12 / 4 = 3, 100 * (4 + 8) / 4 = 300, 10 * 0.5 = 5."""
-    assert parts("sum") == {"gan": 3.0, "contrastive": 300.0, "diversity": 5.0}
+class TinyD(nn.Module):
+    """Its backbone squares the picture; the logits are a 1x1 convolution of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_logits = nn.Conv2d(6, C + 1, 1)
+
+    def features(self, image):
+        return [image.square()]
+
+    def forward(self, image, features=None):
+        return self.to_logits(torch.cat([image, *(features or self.features(image))], dim=1))
 
 
-def test_objective_with_a_mean_for_every_sum():
-    """"mean": Eq. 5 over its own anchors. 1 * 12 / 4 = 3, 100 * (4 / 4 + 8 / 2) = 500, 10 * 0.5 = 5."""
-    assert parts("mean") == {"gan": 3.0, "contrastive": 500.0, "diversity": 5.0}
+def one_step(**changes):
+    """G, D, a batch of four pictures of 2x4, alpha and the options of a step."""
+    torch.manual_seed(0)
+    _, _, label_map, alpha = random_case(B=4, W=4)
+    batch = {"real": torch.rand(4, 3, 2, 4) * 2 - 1, "label_map": label_map, "offsets": torch.randn(4, 2, 2, 4),
+             "z_1": torch.randn(4, 4), "z_2": torch.randn(4, 4)}
+    args = dict(lambda_gan=0.7, lambda_c=3.0, lambda_d=5.0, gamma=1.5, label_smoothing=0.2, tau=0.4, anchors=3,
+                negatives=5, tau_div=2.0, diversity_every=2, reduction="sum")
+    return TinyG(), TinyD(), batch, alpha, SimpleNamespace(**{**args, **changes})
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_objective_without_contrastive_scales_still_gives_tensors(reduction):
-    """lambda_C = 0: train.py passes no scales and asks each term for its gradient and value all the same."""
-    terms = objective(torch.tensor(12.0), [], torch.tensor(0.5), 4, [], lambda_c=0.0, reduction=reduction)
+def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction):
+    """Sec. 3.3: lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div by loops. L_G is divided by H*W, L_NCE is the sum over
+    anchors, divided by H*W, or their mean. Pictures 0 and 2, every second one, are drawn with a second z for L_Div."""
+    G, D, batch, alpha, args = one_step(reduction=reduction)
+    t, z_1, z_2, offsets = (batch[name] for name in ("label_map", "z_1", "z_2", "offsets"))
+    terms, image, features, fake_features = train.generator_losses(
+        G, D, TwoScales(), batch, alpha, torch.Generator().manual_seed(1), args)
+    fake, features_1 = G(t, z_1, offsets, True)
+    again, features_2 = G(t[[0, 2]], z_2[[0, 2]], offsets[[0, 2]], True)
+    assert_is(image, torch.cat([fake, again]).detach(), "the pictures, then those of the second z")
+    assert_is(features, torch.cat([features_1, features_2]).detach(), "G^f of them")
+    assert_is(fake_features[0], fake.square().detach(), "the backbone's features of the first B pictures, for D's step")
+    hinges = loops_eq6(features_1[[0, 2]], features_2, z_1[[0, 2]], z_2[[0, 2]], tau_div=2.0)
+    expected = {"gan": 0.7 * loops_eq4(D(fake), t, alpha, gamma=1.5) / (2 * 4),
+                "contrastive": 3.0 * loops_eq5_over_scales(fake, batch["real"], torch.Generator().manual_seed(1), 3, 5,
+                                                           0.4, reduction),
+                "diversity": 5.0 * sum(hinges) / 2}
+    assert terms.keys() == expected.keys()
     for name, term in terms.items():
-        assert isinstance(term, torch.Tensor), (
-            f"the term {name} is a {type(term).__name__}, expected a tensor")
+        assert_is(term, expected[name], f"the term {name}")
+    sum(terms.values()).backward()
+    assert not without_gradient(G)
+
+
+def test_a_term_of_weight_0_is_left_out():
+    """Its networks are not run: no VGG, no second z. Nor is there a need for offsets."""
+    G, D, batch, alpha, args = one_step(lambda_c=0.0, lambda_d=0.0)
+    del batch["offsets"]
+    terms, image, _, _ = train.generator_losses(G, D, None, batch, alpha, torch.Generator(), args)
+    assert set(terms) == {"gan"} and len(image) == 4
+
+
+def test_eq3_is_what_the_discriminator_minimises():
+    """(Eq. 3) by loops, divided by H*W; the backbone's features of the generated pictures come from G's step."""
+    _, D, batch, alpha, args = one_step()
+    fake = torch.rand(4, 3, 2, 4) * 2 - 1
+    terms, real_logits, fake_logits = train.discriminator_losses(D, batch, fake, [fake + 1], alpha, args)
+    assert torch.equal(real_logits, D(batch["real"])) and torch.equal(fake_logits, D(fake, [fake + 1]))
+    L_D = loops_eq3(real_logits, fake_logits, batch["label_map"], alpha, gamma=1.5, epsilon=0.2)
+    assert terms.keys() == {"pixels"}
+    assert_is(terms["pixels"], L_D / (2 * 4), "what D minimises is not Eq. 3 over H*W")
 
 
 # ------------------------------------------------------------------------- VGG features and their projection
@@ -451,7 +489,7 @@ def test_objective_without_contrastive_scales_still_gives_tensors(reduction):
 def small_features():
     """A sixteenth of VGG-19's channels, random weights, vectors of 8 numbers."""
     torch.manual_seed(0)  # the projections are drawn from the global state
-    return ContrastiveFeatures("random", vgg_width=1 / 16, width=8)
+    return ContrastiveFeatures("random", vgg_share=1 / 16, width=8)
 
 
 def pictures(seed):
@@ -460,39 +498,28 @@ def pictures(seed):
     return F.interpolate(squares, scale_factor=4) * 2 - 1
 
 
-def nce(features, fake, real, seed=0):
-    """Eq. 5 at each scale, and the number of anchors, for 16 anchors of 8 negatives."""
-    return contrastive_loss(features, fake, real, torch.Generator().manual_seed(seed), 16, 8)
+def nce(features, fake, real):
+    """Eq. 5 over the three scales, for 16 anchors of 8 negatives."""
+    return contrastive_loss(features, fake, real, torch.Generator().manual_seed(0), 16, 8)
 
 
 def test_contrastive_loss_prefers_the_right_picture(small_features):
     """Identical pictures match patch by patch; pictures of something else do not."""
-    real = pictures(1)
-    same, other = (sum(nce(small_features, fake, real)[0]).item() for fake in (real, pictures(2)))
+    same, other = (nce(small_features, fake, pictures(1)).item() for fake in (pictures(1), pictures(2)))
     assert same < other, f"identical pictures cost {same:.3f}, pictures of something else only {other:.3f}"
 
 
-def test_contrastive_loss_reports_the_anchors_of_each_scale(small_features):
-    """32x32 pictures have maps of 8x8, 4x4 and 2x2: 16 anchors where there is room, and then all 4."""
-    _, anchors = nce(small_features, pictures(2), pictures(1))
-    assert anchors == [16, 16, 4], (
-        f"16 anchors were asked for on maps of 64, 16 and 4 positions, got {anchors}")
-
-
-@pytest.mark.parametrize("scale", [0, 1, 2])
-def test_contrastive_gradient_reaches_the_fake_image_at_every_scale(small_features, scale):
-    """VGG is frozen but not cut off: the generator learns through it."""
-    fake = pictures(2).requires_grad_()
-    scales, _ = nce(small_features, fake, pictures(1))
-    gradient, = torch.autograd.grad(scales[scale], fake)
-    assert gradient.abs().sum() > 0, f"no gradient reaches the generated picture from scale {scale}"
-
-
-def test_contrastive_gradient_does_not_reach_the_real_image(small_features):
-    """The real side is the target: it is detached, so that targets do not come to meet the prediction."""
-    real = pictures(1).requires_grad_()
-    scales, _ = nce(small_features, pictures(2).requires_grad_(), real)
-    sum(scales).backward()
+def test_contrastive_gradient_reaches_the_fake_image_at_every_scale_and_the_real_one_never(small_features):
+    """VGG is frozen but not cut off: the generator learns through it. The real side is the target: it is detached."""
+    maps, fake, real = [], pictures(2).requires_grad_(), pictures(1).requires_grad_()
+    hook = small_features.register_forward_hook(lambda _, args, output: maps.append(output))
+    loss = nce(small_features, fake, real)
+    hook.remove()
+    gradients = torch.autograd.grad(loss, maps[0], retain_graph=True)     # of H_g at each scale
+    for scale, (h_g, gradient) in enumerate(zip(maps[0], gradients)):
+        gradient, = torch.autograd.grad(h_g, fake, gradient, retain_graph=True)
+        assert gradient.any(), f"no gradient reaches the generated picture from scale {scale}"
+    loss.backward()
     assert real.grad is None, "the real picture received a gradient"
 
 
@@ -505,22 +532,18 @@ def test_contrastive_gradient_trains_the_projections_and_not_vgg(small_features,
     """
     small_features.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        scales, _ = nce(small_features, pictures(2), pictures(1))
-    sum(scales).backward()
-    for name, p in small_features.named_parameters():
-        if name.startswith("backbone"):
-            assert p.grad is None and not p.requires_grad, f"VGG's {name} is not frozen"
-        else:
-            assert p.grad is not None and p.grad.any(), f"no gradient reaches {name}"
+        loss = nce(small_features, pictures(2), pictures(1))
+    loss.backward()
+    vgg = dict(small_features.backbone.named_parameters())
+    assert without_gradient(small_features) == [f"backbone.{name}" for name in vgg]
+    assert not any(p.requires_grad or p.grad is not None for p in vgg.values()), "VGG is not frozen"
 
 
 def test_projected_vectors_have_length_1(small_features):
     """Eq. 5 with tau near 0.3 presumes products between -1 and 1."""
-    maps = small_features(pictures(1))
-    for scale, feature_map in enumerate(maps):
+    for scale, feature_map in enumerate(small_features(pictures(1))):
         v = small_features.project(scale, feature_map, torch.tensor([0, 3]))
-        assert v.shape == (2, 2, 8), (
-            f"scale {scale}: expected (B, positions, width) vectors, got {tuple(v.shape)}")
+        assert v.shape == (2, 2, 8), f"scale {scale}: expected (B, positions, width) vectors, got {tuple(v.shape)}"
         assert_is(v.norm(dim=2), torch.ones(2, 2), f"vectors of scale {scale} are not of length 1")
 
 
@@ -536,84 +559,21 @@ def test_projection_picks_the_positions_asked_for(small_features):
 
 def test_contrastive_features_keep_vgg_in_eval_mode(small_features):
     small_features.train()
-    assert not any(module.training for module in small_features.backbone.modules()), (
-        "VGG is frozen, train() or not")
+    assert not any(module.training for module in small_features.backbone.modules()), "VGG is frozen, train() or not"
     assert small_features.mlps.training, "the projections are trained and follow train()"
 
 
-@pytest.fixture(scope="module")
-def full_features():
-    return ContrastiveFeatures("random")
-
-
-def test_vgg_taps_have_the_papers_strides_and_vgg19s_channels(full_features):
-    """Sec. 3.3: "at feature scales 1/4, 1/8, 1/16". What the three convolutions see of a 32x64 picture."""
-    seen = []
-    hooks = [conv.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
-             for conv in full_features.convs]
-    maps = full_features(torch.zeros(1, 3, 32, 64))
-    for hook in hooks:
-        hook.remove()
+def test_vgg_taps_are_relu3_1_relu4_1_and_relu5_1_with_the_papers_strides():
+    """Sec. 3.3: "at feature scales 1/4, 1/8, 1/16"; here of a 32x64 picture. VGG-19 has 2, 2, 4, 4, 4 convolutions a
+    block: the taps are the ReLUs after number 5, 9 and 13, of 256, 512 and 512 channels."""
+    features, seen = ContrastiveFeatures("random"), []
+    for conv in features.convs:
+        conv.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    maps = features(torch.zeros(1, 3, 32, 64))
     assert seen == [(1, 256, 8, 16), (1, 512, 4, 8), (1, 512, 2, 4)], f"the taps have shapes {seen}"
-    assert [tuple(m.shape[2:]) for m in maps] == [(8, 16), (4, 8), (2, 4)], (
-        "the projected maps keep the strides")
-
-
-def test_vgg_taps_are_relu3_1_relu4_1_and_relu5_1(full_features):
-    """VGG-19 has 2, 2, 4, 4, 4 convolutions a block: the taps are the ReLUs after number 5, 9 and 13."""
+    assert [tuple(m.shape[2:]) for m in maps] == [(8, 16), (4, 8), (2, 4)], "the projected maps keep the strides"
     for tap, number in zip(VGG_TAPS, (5, 9, 13)):
-        layers = full_features.backbone[:tap + 1]
-        assert isinstance(layers[-1], torch.nn.ReLU), f"module {tap} is {layers[-1]}, expected a ReLU"
-        convolutions = sum(isinstance(layer, torch.nn.Conv2d) for layer in layers)
+        layers = features.backbone[:tap + 1]
+        assert isinstance(layers[-1], nn.ReLU), f"module {tap} is {layers[-1]}, expected a ReLU"
+        convolutions = sum(isinstance(layer, nn.Conv2d) for layer in layers)
         assert convolutions == number, f"module {tap} follows convolution {convolutions}, expected {number}"
-
-
-def test_vgg_sees_imagenets_mean_and_standard_deviation(small_features):
-    """A picture of value v in [-1, 1] reaches VGG as ((v + 1) / 2 - mean) / std."""
-    seen = []
-    hook = small_features.backbone[0].register_forward_pre_hook(
-        lambda _, args: seen.append(args[0][0, :, 0, 0]))
-    small_features(torch.full((1, 3, 16, 16), 0.5))
-    hook.remove()
-    assert_is(seen[0], [(0.75 - m) / s for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))],
-              "0.5 in [-1, 1] is 0.75 in [0, 1], then ImageNet's normalisation")
-
-
-def test_random_vgg_is_the_same_after_a_restart():
-    """"random" depends on the seed argument alone, whatever was drawn before, and draws nothing itself."""
-    torch.manual_seed(1)
-    first = ContrastiveFeatures("random", vgg_width=1 / 16, width=8, seed=5).backbone[0].weight
-    torch.manual_seed(2)
-    second = ContrastiveFeatures("random", vgg_width=1 / 16, width=8, seed=5).backbone[0].weight
-    third = ContrastiveFeatures("random", vgg_width=1 / 16, width=8, seed=6).backbone[0].weight
-    assert torch.equal(first, second), "the same seed gave two different VGGs"
-    assert not torch.equal(first, third), "another seed gave the same VGG"
-
-
-def test_vgg_weights_come_from_a_file(tmp_path):
-    """A state dict as torchvision saves it for vgg19: "features.0.weight", ...; the classifier is not used.
-
-    Every tensor has one value of its own and, expanded, takes up no room on disk.
-    """
-    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"])
-    state = {f"features.{name}": torch.tensor(i / 100).expand(p.shape)
-             for i, (name, p) in enumerate(layers.state_dict().items())}
-    state["classifier.0.weight"] = torch.zeros(2, 2)
-    torch.save(state, tmp_path / "vgg19.pt")
-    features = ContrastiveFeatures(str(tmp_path / "vgg19.pt"))
-    for name, p in features.backbone.state_dict().items():
-        assert (p == state[f"features.{name}"]).all(), f"{name} is not what the file holds"
-
-
-@pytest.mark.parametrize("content", ["another network", "a list", "text"])
-def test_a_file_that_is_no_vgg19_raises_value_error(tmp_path, content):
-    """One line that names the file and the network it should hold."""
-    file = tmp_path / "vgg19.pt"
-    if content == "text":
-        file.write_text("hello, these are not weights")
-    else:
-        torch.save({"features.0.weight": torch.zeros(2)} if content == "another network" else [1, 2], file)
-    with pytest.raises(ValueError, match="vgg19") as error:
-        ContrastiveFeatures(str(file))
-    assert str(file) in str(error.value), f"the message does not name the file: {error.value}"
-    assert "\n" not in str(error.value), f"the message has more than one line: {error.value}"

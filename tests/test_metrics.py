@@ -262,7 +262,6 @@ def test_training_teaches_the_segmenter():
     net = segmentation.Segmenter(segmentation.train_segmenter(toy, 60, 8, CPU, False))
     scored = Scored((32, 32), 8, lambda i: np.zeros((32, 32, 3), np.uint8), dataset=toy)
     generated, real, _ = segmentation.compare((net, torch.arange(11), ""), scored, ALONE, 4)
-    print(segmentation.pixel_accuracy(real), segmentation.pixel_accuracy(generated))
     assert segmentation.pixel_accuracy(real) > 0.8 > segmentation.pixel_accuracy(generated)
 
 
