@@ -81,7 +81,8 @@ class Backbone(nn.Module):
         strides = tuple(64 // f.shape[2] for f in probe)
         if strides != STRIDES:
             raise ValueError(f"backbone '{name}' has features at strides {strides}, expected {STRIDES}")
-        assert self.channels == BACKBONES.get(name, self.channels), f"{name}: channels are {self.channels}"
+        if self.channels != BACKBONES.get(name, self.channels):
+            raise ValueError(f"backbone '{name}' has {self.channels} channels, BACKBONES says {BACKBONES[name]}")
 
     def train(self, mode=True):
         return super().train(False)  # frozen means its batch norm and stochastic depth too

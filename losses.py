@@ -63,15 +63,15 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
     """L_D (Eq. 3): real pixels are of their class, generated ones are "fake". A scalar.
 
     logits (B, C + 1, H, W), label_map (B, H, W), alpha (C,). Summed over pixels, mean over images.
-    smoothing: epsilon of the one-sided label smoothing, on the real pixels. With gamma and smoothing 0 it is OASIS's
-    - E sum_c alpha_c sum_xy l_xyc log D(x)_xyc - E sum_xy log D(G)_xy,N+1 (DP-GAN Eq. 3), weighted cross-entropy.
+    smoothing: epsilon of the one-sided label smoothing, on the real pixels. gamma 0 and smoothing 0: (DP-GAN Eq. 3).
     """
     log_p_x = F.log_softmax(real_logits.float(), dim=1)                   # (B, C + 1, H, W)
     log_p_g_fake = F.log_softmax(fake_logits.float(), dim=1)[:, -1]       # (B, H, W)
     every_class = focal_log(log_p_x, gamma)                               # (B, C + 1, H, W)
     own_class = every_class.gather(1, label_map[:, None])[:, 0]           # (B, H, W)
-    # PAPER: targets of 1 - epsilon. / HERE: the rest spread evenly over the other C outputs, epsilon
-    # 0.1. / WHY: scaling the true class alone would only rescale the loss.
+    # PAPER: targets of 1 - epsilon.
+    # HERE: epsilon 0.1; it is spread evenly over the other C outputs, "fake" included.
+    # WHY: scaling the true class alone would only rescale the real term.
     C = real_logits.shape[1] - 1
     smoothed = (1 - smoothing) * own_class + smoothing / C * (every_class.sum(1) - own_class)
     # L_D = - E sum_c alpha_c sum_i t_ic (1 - p(x)_ic)^gamma log p(x)_ic                     (Eq. 3)
@@ -84,7 +84,7 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
 def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
     """L_G (Eq. 4): D shall assign each generated pixel to the class of its label. A scalar; shapes as in Eq. 3.
 
-    With gamma 0 it is - E sum_c alpha_c sum_xy l_xyc log D(G)_xyc, the first term of (DP-GAN Eq. 7).
+    gamma 0: the first term of (DP-GAN Eq. 7).
     """
     log_p_g = F.log_softmax(fake_logits.float(), dim=1)                   # (B, C + 1, H, W)
     own_class = log_p_g.gather(1, label_map[:, None])[:, 0]               # (B, H, W)
@@ -97,8 +97,9 @@ def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
 def contrastive_loss(features, fake, real, rng, anchors=256, negatives=128, tau=0.3, reduction="sum"):
     """L_NCE (Eq. 5), summed over the scales 1/4, 1/8, 1/16. A scalar.
 
-    Anchors are features of the generated picture. The positive of an anchor is the real picture's feature at the same
-    position, its negatives are features of the same real picture at other positions.
+    Anchors: A random positions of the generated picture. Positive: the same position of the real picture. Negatives: N
+    other positions of that real picture (draw_positions). New positions for each scale, the same for all pictures.
+    Only the anchors carry a gradient, to G and to the projections. info_nce is the equation.
 
     features: ContrastiveFeatures. fake, real (B, 3, H, W) in [-1, 1]. rng: a CPU torch.Generator, for the positions.
     reduction: "sum" over the anchors, divided by H*W as Eq. 3 and 4 are in train.py; "mean" over the anchors.
@@ -113,13 +114,12 @@ def contrastive_loss(features, fake, real, rng, anchors=256, negatives=128, tau=
     with torch.no_grad():
         H_x = features(real)
     for scale, (h_g, h_x) in enumerate(zip(H_g, H_x)):                    # (B, width, H_l, W_l) each
-        anchor, candidate, left_out = (
-            index.to(fake.device, non_blocking=True)
-            for index in draw_positions(h_g[0, 0].numel(), anchors, negatives, rng))
+        positions = draw_positions(h_g[0, 0].numel(), anchors, negatives, rng)
+        anchor, candidate, left_out = (p.to(fake.device, non_blocking=True) for p in positions)  # (A,), (M,), (A, M)
         v = features.project(scale, h_g, anchor)                          # (B, A, d_v), of the generated picture
         with torch.no_grad():
             v_pos = features.project(scale, h_x, anchor)                  # (B, A, d_v), the same places of the real one
-            v_neg = features.project(scale, h_x, candidate)               # (B, N + 1, d_v), other places of it
+            v_neg = features.project(scale, h_x, candidate)               # (B, M, d_v), other places of it
         L_NCE = info_nce(v, v_pos, v_neg, left_out, tau)
         total = total + (L_NCE if reduction == "sum" else L_NCE / len(anchor))
     return total / fake[0, 0].numel() if reduction == "sum" else total
@@ -201,9 +201,9 @@ class ContrastiveFeatures(nn.Module):
 # --------------------------------------------------------------------------------------------- Eq. 6
 
 def diversity_loss(features_1, features_2, z_1, z_2, tau_div=1.0):
-    """L_Div (Eq. 6): two z of one label map must give different features. Mean over the B pairs.
+    """L_Div (Eq. 6): two z of one label map must give different features. Mean over the pairs.
 
-    features (B, C_f, H, W), z (B, d_z).
+    features (pairs, C_f, H, W), z (pairs, d_z). train.generator_losses pairs every fourth picture of a batch.
     """
     # PAPER: L1 norms, tau_div not given. / HERE: mean absolute differences, tau_div 1. / WHY: the
     # ratio is the paper's times d_z / (C_f H W), so that tau_div does not depend on the image size.

@@ -10,7 +10,6 @@ Read in this order:
     discriminator_losses   what D minimises in a step                              (Eq. 3)
     loop                   batch, G's step, D's step, average; every so many steps a log, a picture, a checkpoint
     train                  what the loop needs before it starts: data, networks, optimisers, the last checkpoint
-    make_parser            the options; PAPER has their defaults
 
 Run the same command again to go on where it stopped. Everything random is a function of (seed, step), so a run that was
 interrupted ends where an uninterrupted one ends. A run folder holds
@@ -22,7 +21,7 @@ interrupted ends where an uninterrupted one ends. A run folder holds
 
     batch           a dict of tensors, first dimension B; a part of it is as many pictures as fit into memory at once
       real          (B, 3, H, W) in [-1, 1]                label_map       (B, H, W) integers 0..C-1
-      z_1, z_2      (B, d_z), two noises for each picture  offsets         (B, 2, H, W), only with instances
+      z_1, z_2      (B, d_z), noise; z_2 for Eq. 6 alone   offsets         (B, 2, H, W), only with instances
 """
 import copy
 import os
@@ -128,12 +127,12 @@ def discriminator_losses(D, batch, fake, fake_features, alpha, args):
 def loop(args, system, run, done, ranks):
     """Steps done + 1 ... args.steps, on every rank. system: the functions of DP_SIMS below, or those of a baseline."""
     G, D, P, ema, device, dataset, C = run.G, run.D, run.P, run.ema, ranks.device, run.dataset, len(run.dataset.classes)
-    G_parameters, D_parameters, nets = trained_parameters(G, P), trained_parameters(D), {"G": G, "D": D, "P": P}
+    G_parameters, D_parameters = trained_parameters(G, P), trained_parameters(D)  # without backbone and VGG
+    nets = {"G": G, "D": D, "P": P}
     _, micro, accumulation = split_batch(args, ranks)
     loader = training_batches(dataset, run.probabilities, done, args.steps, args, ranks)
     history, busy_since, stopping = [], time.time(), StopOnSignals(ranks.world)
-    progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True,
-                    disable=None if ranks.rank == 0 else True)
+    progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in range(done + 1, args.steps + 1):
         due = runs.what_is_due(step, args)
         try:
@@ -152,7 +151,8 @@ def loop(args, system, run, done, ranks):
         parts, values, made = parts_of(batch, micro), {}, []
 
         # ==== (1) Generator: minimise  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div     (Eq. 4, 5, 6)
-        #      system's functions are the two above, or those of a baseline
+        # Moves G and the projections P of Eq. 5. D is held, but the gradient goes through it, and through its frozen
+        # backbone, to the picture. system.generator_losses: the one above, or a baseline's.
         for p in D_parameters:
             p.requires_grad_(False)
         run.optimiser_G.zero_grad()
@@ -163,12 +163,14 @@ def loop(args, system, run, done, ranks):
                 logs.add(values, logs.gradient_norms(terms, image, G_f), accumulation)
             (sum(terms.values()) / accumulation).backward()
             logs.add(values, {f"G_{name}": term for name, term in terms.items()}, accumulation)
+            # the pictures with z_1 alone; a baseline's D has no backbone, and so no features
             made.append((image[:micro].detach(), fake_features and [f.detach() for f in fake_features]))
         average_gradients(G_parameters, ranks.world)
         norm_G = clip(G_parameters, args.clip_grad, "log" in due)
         run.optimiser_G.step()
 
         # ==== (2) Discriminator: minimise  L_D                                                   (Eq. 3)
+        # Moves D's trained part, on the pictures that G drew in (1), before its update; they are detached.
         for p in D_parameters:
             p.requires_grad_(True)
         run.optimiser_D.zero_grad()

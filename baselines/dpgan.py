@@ -15,7 +15,8 @@ Read from the bottom of the file upwards:
       conv_block              one scale of the label pyramid
       SPADEBlock              generator.py's, whose SPADE is DP-GAN Eq. 1
 
-Elsewhere: L_pixel (DP-GAN Eq. 3) and the first term of L_G (DP-GAN Eq. 7) are losses.discriminator_loss and
+Elsewhere: L_pixel = - E sum_c alpha_c sum_xy l_xyc log D(x)_xyc - E sum_xy log D(G)_xy,N+1 (DP-GAN Eq. 3) and the first
+term of L_G, - E sum_c alpha_c sum_xy l_xyc log D(G)_xyc (DP-GAN Eq. 7), are losses.discriminator_loss and
 losses.generator_loss with gamma 0, smoothing 0 and the class_weights of this file; L_LM (DP-GAN Eq. 8) is
 oasis.label_mix_loss; baselines/train.py adds them up (DP-GAN Eq. 9).
 

@@ -3,12 +3,13 @@
     python -m pytest tests/test_discriminator.py          (from the repository root; under half a minute)
 
 Oracles: "sigmoid, then batch statistics" by plain Python loops; torchvision's own networks for the backbone's
-features; properties that the paper states in words (frozen, yet gradients flow through it). Backbones have
-random weights here: nothing is downloaded. How weights are read is tested for VGG-19 of Eq. 5, too.
+features; properties that the paper states in words. Weights are random: nothing is downloaded. How weights of
+frozen networks are read is tested here for the VGG-19 of Eq. 5, too.
 """
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -47,10 +48,11 @@ EXPECTED_CHANNELS = {  # of the four stages, from the papers of these networks
     "resnet18": (64, 128, 256, 512), "swin_b": (128, 256, 512, 1024)}
 
 
-def test_features_come_from_strides_4_8_16_32_and_are_the_same_twice(any_discriminator, request):
-    """Sec. 3.1: levels l = 1 ... 4, channels first, of a 64x96 picture: 16x24, 8x12, 4x6 and 2x3. In D.train(), too,
-    nothing in the backbone is random and nothing in it moves."""
+def test_features_come_from_strides_4_8_16_32_and_the_backbone_stays_as_it_is(any_discriminator, request):
+    """Sec. 3.1: levels l = 1 ... 4, channels first, of a 64x96 picture: 16x24, 8x12, 4x6 and 2x3. Frozen means batch
+    norm statistics, dropout and stochastic depth, too: in D.train() nothing there is random and nothing moves."""
     name, D = request.node.callspec.params["any_discriminator"], any_discriminator.train()
+    assert D.decoder.training and not any(m.training for m in D.backbone.modules()), "only the rest follows D.train()"
     with torch.no_grad():
         first, second = (D.features(pictures(1, 64, 96)) for _ in range(2))
     found = [tuple(f.shape) for f in first]
@@ -59,20 +61,11 @@ def test_features_come_from_strides_4_8_16_32_and_are_the_same_twice(any_discrim
         assert torch.equal(f, g), f"F_{level} differs between two calls with one picture"
 
 
-@pytest.mark.parametrize("height, width", [(64, 64), (32, 96)])
-def test_logits_for_every_pixel_and_one_output_more_than_classes(any_discriminator, height, width):
+def test_logits_for_every_pixel_and_one_output_more_than_classes(any_discriminator):
     """Fig. 2: (B, C + 1, H, W), "fake" being the one more."""
-    with torch.no_grad():
-        logits = any_discriminator(pictures(2, height, width))
-    assert logits.shape == (2, CLASSES + 1, height, width), f"{height}x{width} gave {tuple(logits.shape)}"
-
-
-def test_the_backbone_stays_in_eval_mode(any_discriminator):
-    """Frozen means its batch norm statistics, its dropout and its stochastic depth, too."""
-    any_discriminator.train()
-    training = [name for name, m in any_discriminator.backbone.named_modules() if m.training]
-    assert not training, f"D.train() switched parts of the frozen backbone to training: {training[:5]}"
-    assert any_discriminator.decoder.training, "the decoder is trained and must follow D.train()"
+    for height, width in ((64, 64), (32, 96)):
+        with torch.no_grad():
+            assert any_discriminator(pictures(2, height, width)).shape == (2, CLASSES + 1, height, width)
 
 
 def test_gradient_flows_through_the_frozen_backbone_to_the_image(any_discriminator):
@@ -190,8 +183,7 @@ def test_feature_conditioning_is_sigmoid_then_batch_statistics(training):
     norm = type(norm)(3, affine=norm.affine, track_running_stats=norm.track_running_stats).train(training)
     expected = torch.zeros_like(feature)
     for c in range(3):
-        squashed = {(b, y, x): 1 / (1 + math.exp(-feature[b, c, y, x].item()))
-                    for b in range(2) for y in range(2) for x in range(3)}
+        squashed = {(b, y, x): 1 / (1 + math.exp(-feature[b, c, y, x].item())) for b, y, x in np.ndindex(2, 2, 3)}
         mu = sum(squashed.values()) / 12
         sigma = math.sqrt(sum((s - mu) ** 2 for s in squashed.values()) / 12 + 1e-5)
         for (b, y, x), s in squashed.items():
@@ -223,20 +215,15 @@ def test_conditioned_features_have_mean_0_and_deviation_1_inside_the_network():
 
 # --------------------------------------------------------------------------------------- decoder and logits
 
-def test_features_that_the_caller_has_already_give_the_same_logits():
-    """D(image, D.features(image)): the training loop does not compute them twice."""
+def test_every_level_of_features_reaches_the_logits():
+    """Fig. 2: all four enter the decoder, F_4 at its bottom, the others as skip connections. D(image) is
+    D(image, D.features(image)): the training loop does not compute them twice."""
     D = small_discriminator().eval()
-    assert torch.equal(D(pictures(), D.features(pictures())), D(pictures())), "the logits differ"
-
-
-@pytest.mark.parametrize("level", [1, 2, 3, 4])
-def test_every_level_of_features_reaches_the_logits(level):
-    """Fig. 2: all four enter the decoder, F_4 at its bottom, the others as skip connections."""
-    D = small_discriminator().eval()
-    features = D.features(pictures())
-    changed = list(features)
-    changed[level - 1] = features[level - 1].flip(0)  # the other image's
-    assert not torch.equal(D(pictures(), features), D(pictures(), changed)), f"the decoder ignores F_{level}"
+    features, logits = D.features(pictures()), D(pictures())
+    assert torch.equal(D(pictures(), features), logits), "the logits differ"
+    for level, feature in enumerate(features, 1):
+        changed = [f.flip(0) if f is feature else f for f in features]  # the other image's
+        assert not torch.equal(D(pictures(), changed), logits), f"the decoder ignores F_{level}"
 
 
 def test_the_full_resolution_path_reaches_the_logits():

@@ -3,22 +3,21 @@
     python -m pytest tests/test_dpgan.py          (from the repository root; under half a minute on a CPU)
 
 Oracles: the equations as printed, on tiny tensors; parameter counts added up by hand, and 69.5 M of Table 5;
-properties that the paper states in words. DP-GAN Eq. 8 is in tests/test_oasis.py. Networks are tiny, full size on
-the meta device only.
-
-Every network starts from a gain of 0.02, which makes tiny numbers; `awake` enlarges what spectral norm does not hold.
+properties that the paper states in words. DP-GAN Eq. 8 is in tests/test_oasis.py, which says how networks are made.
 """
+import itertools
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from baselines import oasis
-from baselines.dpgan import (MATCHED, PATCH_LEVELS, Discriminator, Generator, class_weights, conv_block,
-                             feature_matching_loss, patch_discriminator_loss, patch_generator_loss, patch_head)
+from baselines.dpgan import (MATCHED, PATCH_LEVELS, Discriminator, Generator, class_weights, feature_matching_loss,
+                             patch_discriminator_loss, patch_generator_loss, patch_head)
 from baselines.train import dpgan_discriminator_losses, dpgan_generator_losses, oasis_discriminator_losses
 from generator import SPADE, parameters_by_part
 from losses import discriminator_loss
@@ -26,7 +25,7 @@ from test_discriminator import pictures
 from test_generator import (CLASSES, assert_every_image_follows_its_own_z, assert_grows_into_a_picture, assert_is,
                             assert_refuses_what_does_not_fit, blocks_of, conv, full_size, image_pyramid,
                             label_convolutions, label_maps, noise, spade, without_gradient)
-from test_losses import probability
+from test_losses import probability, random_case
 from test_oasis import LEVELS, SKIPPED, assert_has_no_backbone, awake, loops_eq8, loops_mask
 
 TINY = dict(widths=(8, 8, 8, 6, 6, 4), stem_channels=5, label_channels=4, z_dim=6)  # five scales: by 16
@@ -45,18 +44,18 @@ def tiny_discriminator(levels=4, **changes):
 
 # ------------------------------------------------------------------------------------ parameters, by hand
 
-@pytest.mark.parametrize("what, classes, options, total, millions", [
-    ("cityscapes", 35, {}, 69_513_219, 69.51), ("ade20k", 151, {}, 70_615_683, 70.62),
-    ("coco_stuff", 183, {}, 70_919_811, 70.92), ("w/o cat", 35, dict(concatenate_last=False), 61_441_539, 61.44)])
-def test_parameters_of_the_generator_at_full_size(what, classes, options, total, millions, monkeypatch):
-    """69.5 M at 35 classes are Table 5; the first three were measured on the published code. In the supplement's Table 3,
+@pytest.mark.parametrize("what, classes, options, total", [
+    ("cityscapes", 35, {}, 69_513_219), ("ade20k", 151, {}, 70_615_683), ("coco_stuff", 183, {}, 70_919_811),
+    ("w/o cat", 35, dict(concatenate_last=False), None)])
+def test_parameters_of_the_generator_at_full_size(what, classes, options, total, monkeypatch):
+    """69.5 M at 35 classes are Table 5; the totals were measured on the published code. In the supplement's Table 3,
     "w/o cat", every gamma and beta reads 64 channels in place of 128."""
     inputs = 64 + classes  # Table 6: noise and labels
     by_hand = {"label_pyramid": label_convolutions(inputs), "first": conv(inputs, 1024), "to_image": conv(64, 3),
                "blocks": image_pyramid(lambda channels: spade(channels, 64 if options else 128))}
     G = full_size(lambda: Generator(classes, **options), monkeypatch, *SKIPPED, "baselines.dpgan.initialise")
     assert parameters_by_part(G) == by_hand, f"{what}: a part differs from Tables 6 and 8 (right: by hand)"
-    assert sum(by_hand.values()) == total and round(total / 1e6, 2) == millions, f"{what}: {by_hand}"
+    assert total is None or sum(by_hand.values()) == total, f"{what}: {by_hand}"
 
 
 def test_parameters_and_sizes_of_the_discriminator_at_full_size(monkeypatch):
@@ -64,9 +63,8 @@ def test_parameters_and_sizes_of_the_discriminator_at_full_size(monkeypatch):
     D = full_size(lambda: Discriminator(151), monkeypatch, *SKIPPED, "baselines.dpgan.initialise")
     logits, scores, matched = D.everything(torch.empty(2, 3, 256, 256, device="meta"))
     heads = sum(conv(i, 64) + 3 * (conv(64, 64) + 2*64) + conv(64, 1) for i in (256, 512))  # 3x3, 3 x with norm, 3x3
-    parts = parameters_by_part(D)
-    assert parts == {"unet": 22_258_904, "heads": heads} and heads == 665_986  # unet: test_oasis.py
-    assert round(sum(parts.values()) / 1e6, 2) == 22.92 and logits.shape == (2, 152, 256, 256)
+    assert parameters_by_part(D) == {"unet": 22_258_904, "heads": heads} and heads == 665_986  # unet: test_oasis.py
+    assert logits.shape == (2, 152, 256, 256)
     assert [tuple(s.shape) for s in scores] == [(2, 1, 8, 8), (2, 1, 2, 2)]
     assert [tuple(f.shape[1:]) for f in matched] == [(256, 16, 16), (256, 32, 32), (128, 64, 64), (128, 128, 128),
                                                      (64, 256, 256)]
@@ -77,27 +75,11 @@ def test_parameters_and_sizes_of_the_discriminator_at_full_size(monkeypatch):
 def loops_convolution(weight, bias, x, o, i, j):
     """One output of a 3x3 convolution with zeros beyond the border; weight (out, in, 3, 3), x (in, H, W)."""
     total = bias[o].item()
-    for k in range(x.shape[0]):
-        for di in (-1, 0, 1):
-            for dj in (-1, 0, 1):
-                if 0 <= i + di < x.shape[1] and 0 <= j + dj < x.shape[2]:
-                    total += weight[o, k, di + 1, dj + 1].item() * x[k, i + di, j + dj].item()
+    for k, di, dj in np.ndindex(len(x), 3, 3):
+        y, z = i + di - 1, j + dj - 1
+        if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
+            total += weight[o, k, di, dj].item() * x[k, y, z].item()
     return total
-
-
-def loops_bilinear(x, height, width):
-    """(B, K, h, w) at a larger size: pixel centres at half integers, the nearest pixel beyond the border."""
-    def places(size, small):
-        for i in range(size):
-            at = max((i + 0.5) * small / size - 0.5, 0)
-            low = min(int(at), small - 1)
-            yield low, min(low + 1, small - 1), at - low
-    out = torch.zeros(*x.shape[:2], height, width)
-    for i, (top, bottom, down) in enumerate(places(height, x.shape[2])):
-        for j, (left, right, over) in enumerate(places(width, x.shape[3])):
-            out[:, :, i, j] = ((1 - down) * ((1 - over) * x[:, :, top, left] + over * x[:, :, top, right])
-                               + down * ((1 - over) * x[:, :, bottom, left] + over * x[:, :, bottom, right]))
-    return out
 
 
 def test_dpgan_eq1_spade_is_the_papers_normalisation():
@@ -109,16 +91,20 @@ def test_dpgan_eq1_spade_is_the_papers_normalisation():
     weight, bias = block.to_gamma_beta.weight.detach(), block.to_gamma_beta.bias.detach()
     expected = torch.zeros_like(h)
     for c in range(3):
-        values = [h[n, c, y, x].item() for n in range(B) for y in range(H) for x in range(W)]
+        values = h[:, c].flatten().tolist()
         mu = sum(values) / len(values)
         sigma = math.sqrt(sum((v - mu) ** 2 for v in values) / len(values) + 1e-5)
-        for n in range(B):
-            for y in range(H):
-                for x in range(W):
-                    gamma = 1 + loops_convolution(weight, bias, condition[n], c, y, x)
-                    beta = loops_convolution(weight, bias, condition[n], 3 + c, y, x)
-                    expected[n, c, y, x] = gamma * (h[n, c, y, x].item() - mu) / sigma + beta
+        for n, y, x in np.ndindex(B, H, W):
+            gamma = 1 + loops_convolution(weight, bias, condition[n], c, y, x)
+            beta = loops_convolution(weight, bias, condition[n], 3 + c, y, x)
+            expected[n, c, y, x] = gamma * (h[n, c, y, x].item() - mu) / sigma + beta
     assert_is(block.train()(h, condition).detach(), expected, "SPADE is not gamma (h - mu) / sigma + beta")
+
+
+def normalised(x):
+    """As batch norm does in training: by the statistics of each channel."""
+    mean, var = x.mean(dim=(0, 2, 3), keepdim=True), x.var(dim=(0, 2, 3), unbiased=False, keepdim=True)
+    return (x - mean) / (var + 1e-5).sqrt()
 
 
 def watched(G):
@@ -129,51 +115,36 @@ def watched(G):
     return alpha, [condition for _, condition, _ in blocks_of(G, label_maps(2, 32, 48), noise())[2]]
 
 
-def test_dpgan_eq2_gamma_and_beta_read_alpha_i_and_the_resized_alpha_0():
+@pytest.mark.parametrize("concatenate_last", [True, False])
+def test_dpgan_eq2_gamma_and_beta_read_alpha_i_and_the_resized_alpha_0(concatenate_last):
     """(DP-GAN Eq. 2) In the whole generator: block i sees alpha^i in front of Up(alpha^0), and gamma^i and beta^i of
-    its first SPADE are Conv(alpha^i (+) Up(alpha^0)), by loops at a few pixels."""
-    G = tiny_generator()
+    its first SPADE are Conv(alpha^i (+) Up(alpha^0)), by loops at a few pixels. In "w/o cat" it is alpha^i alone."""
+    G = tiny_generator(concatenate_last=concatenate_last)
     alpha, conditions = watched(G)
     assert [tuple(a.shape) for a in alpha] == [(2, 4, 2 * 2 ** i, 3 * 2 ** i) for i in range(5)]
     for i, condition in enumerate(conditions):
-        expected = torch.cat([alpha[i], loops_bilinear(alpha[0], *alpha[i].shape[2:])], dim=1)
+        up = F.interpolate(alpha[0], size=alpha[i].shape[2:], mode="bilinear", align_corners=False)
+        expected = torch.cat([alpha[i], up], dim=1) if concatenate_last else alpha[i]
         assert_is(condition, expected, f"block {i} is not conditioned on alpha^{i} (+) Up(alpha^0)")
         layer = G.blocks[i].spade_0.to_gamma_beta
         found, channels = layer(condition).detach(), layer.out_channels // 2
-        weight, bias = layer.weight.detach(), layer.bias.detach()
-        for c in (0, channels - 1):
-            for y, x in ((0, 0), (1, 2)):
-                assert_is(found[1, c, y, x], loops_convolution(weight, bias, expected[1], c, y, x), f"gamma^{i}")
-                beta = loops_convolution(weight, bias, expected[1], channels + c, y, x)
-                assert_is(found[1, channels + c, y, x], beta, f"beta^{i}")
-
-
-def test_dpgan_eq2_without_concatenation_alpha_i_alone():
-    """(DP-GAN Eq. 2) "w/o cat" of the supplement's Table 3."""
-    for i, (alpha_i, condition) in enumerate(zip(*watched(tiny_generator(concatenate_last=False)), strict=True)):
-        assert torch.equal(condition, alpha_i), f"block {i} must see alpha^{i} and nothing else"
+        for c, (y, x) in itertools.product((0, channels - 1), ((0, 0), (1, 2))):
+            gamma, beta = (loops_convolution(layer.weight, layer.bias, expected[1], o, y, x) for o in (c, channels + c))
+            assert_is(found[1, c, y, x], gamma, f"gamma^{i}")
+            assert_is(found[1, channels + c, y, x], beta, f"beta^{i}")
 
 
 def test_the_label_pyramid_is_table_6():
-    """z and labels at full resolution; ConvBlock is convolution, batch norm, ReLU; stride 1 twice, then 2."""
+    """z and labels at full resolution; "Conv2d-BatchNorm2d-ReLU", so that the statistics are those of the convolution
+    and nothing is negative; stride 1 twice, then 2."""
     G, expected = tiny_generator(), []
     x = oasis.noise_and_labels(G, label_maps(2, 32, 48), noise(), None)
-    for i, (layer, norm, _) in enumerate(G.label_pyramid):
-        x = F.conv2d(x, layer.weight, layer.bias, stride=1 if i < 2 else 2, padding=1) / math.sqrt(1 + 1e-5)
-        x = torch.where(x > 0, x, 0)  # a fresh batch norm in eval mode: mean 0, variance 1
+    for i, (layer, _, _) in enumerate(G.label_pyramid):
+        x = normalised(F.conv2d(x, layer.weight, layer.bias, stride=1 if i < 2 else 2, padding=1)).clamp_min(0)
         expected.append(x.detach())
     assert [e.shape[1] for e in expected] == [5, 4, 4, 4, 4, 4], "32, then 64 at every scale (Table 6), here 5 and 4"
-    for i, (found, e) in enumerate(zip(watched(G)[0], expected[:0:-1], strict=True)):
-        assert_is(found, e, f"alpha^{i} (s_{i} of Table 6)")
-
-
-def test_a_conv_block_normalises_before_it_rectifies():
-    """Table 6, "Conv2d-BatchNorm2d-ReLU": nothing is negative, and the statistics are those of the convolution."""
-    torch.manual_seed(0)
-    block, x = conv_block(3, 4, 2, "zeros"), torch.randn(2, 3, 8, 8)
-    y = block[0](x)
-    y = (y - y.mean(dim=(0, 2, 3), keepdim=True)) / (y.var(dim=(0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
-    assert_is(block(x).detach(), torch.where(y > 0, y, 0).detach(), "not convolution, batch norm, ReLU")
+    for i, (found, e) in enumerate(zip(watched(G.train())[0], expected[:0:-1], strict=True)):
+        assert_is(found, e, f"alpha^{i} (s_{i} of Table 6)", atol=1e-3, rtol=1e-3)
 
 
 def test_the_image_pyramid_is_table_8():
@@ -212,40 +183,35 @@ def test_the_generator_refuses_what_does_not_fit():
 
 # -------------------------------------------------------------------------------------------- discriminator
 
-EXPECTED_BLOCKS = {  # Table 4(b) in the paper's numbers, for levels n: "the fourth and sixth" of six are n - 2 and n
+BLOCKS = {  # Table 4(b) in the paper's numbers, for n levels: "the fourth and sixth" of six are n - 2 and n
     "none": lambda n: [], "encoder": lambda n: [("down", n - 2), ("down", n)],
     "decoder": lambda n: [("up", 1), ("up", 2)],
     "both": lambda n: [("down", n - 2), ("down", n), ("up", 1), ("up", 2)]}
+SIDES = {"none": (), "encoder": ("down",), "decoder": ("up",), "both": ("down", "up")}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("patch", EXPECTED_BLOCKS)
-def test_patch_heads_sit_on_their_blocks(levels, patch):
-    """Table 4(b): the scores are head(block), half its size; the logits are those of the UNet alone."""
-    D, image = tiny_discriminator(levels, patch=patch).eval(), pictures(2, 64, 32)
-    logits, scores, _ = D.everything(image)
-    blocks = dict(zip(("down", "up"), D.unet.encode_decode(image)))
-    expected = [blocks[side][number - 1] for side, number in EXPECTED_BLOCKS[patch](levels)]
-    for score, block, head in zip(scores, expected, D.heads, strict=True):
-        assert score.shape == (2, 1, math.ceil(block.shape[2] / 2), math.ceil(block.shape[3] / 2))
-        assert_is(score, head(block), f"a head of {patch} reads another block")
+@pytest.mark.parametrize("where", BLOCKS)
+def test_patch_heads_and_matched_features_sit_on_their_blocks(levels, where):
+    """Table 4(b): the scores are head(block), half its size; the logits are those of the UNet alone. Table 4(c):
+    features are matched "after all blocks except for the first one"."""
+    D, image = tiny_discriminator(levels, patch=where, matched=where).eval(), pictures(2, 64, 32)
+    logits, scores, features = D.everything(image)
     assert torch.equal(logits, D(image)) and logits.shape == (2, CLASSES + 1, 64, 32)
-
-
-@pytest.mark.parametrize("matched, sides", [("none", ()), ("encoder", ("down",)), ("decoder", ("up",)),
-                                            ("both", ("down", "up"))])
-def test_features_are_matched_after_all_blocks_but_the_first(matched, sides):
-    """Table 4(c), and "we apply it after all blocks except for the first one"."""
-    D = tiny_discriminator(matched=matched).eval()
-    blocks = dict(zip(("down", "up"), D.unet.encode_decode(pictures())))
-    expected = [blocks[side][i] for side in sides for i in (1, 2, 3)]
-    for i, (f, e) in enumerate(zip(D.everything(pictures())[2], expected, strict=True)):
-        assert torch.equal(f, e), f"feature {i} of {matched}"
+    blocks = dict(zip(("down", "up"), D.unet.encode_decode(image)))
+    for score, (side, number), head in zip(scores, BLOCKS[where](levels), D.heads, strict=True):
+        block = blocks[side][number - 1]
+        assert score.shape == (2, 1, math.ceil(block.shape[2] / 2), math.ceil(block.shape[3] / 2))
+        assert_is(score, head(block), f"a head of {where} reads another block")
+    for found, block in zip(features, [block for side in SIDES[where] for block in blocks[side][1:]], strict=True):
+        assert torch.equal(found, block), f"a feature of {where} is of another block"
 
 
 def test_a_patch_head_is_convolution_of_stride_2_then_convolution_norm_relu():
-    """By hand: conv of stride 2, ReLU, three times conv, batch norm, ReLU, conv to one score."""
+    """By hand: conv of stride 2, ReLU, three times conv, batch norm, ReLU, conv to one score. Real and generated pictures
+    come in separate batches: with the norm right before the last convolution, the mean score of maps of one pixel would
+    be its bias, and L_ms could not fall below 2."""
     torch.manual_seed(0)
     head, psi = patch_head(5, 6), torch.randn(3, 5, 8, 12)
     y, layers = psi, [m for m in head if isinstance(m, nn.Conv2d)]
@@ -253,18 +219,10 @@ def test_a_patch_head_is_convolution_of_stride_2_then_convolution_norm_relu():
     for i, layer in enumerate(layers):
         y = F.conv2d(y, layer.weight, layer.bias, stride=2 if i == 0 else 1, padding=1)
         if i in (1, 2, 3):
-            mean, var = y.mean(dim=(0, 2, 3), keepdim=True), y.var(dim=(0, 2, 3), unbiased=False, keepdim=True)
-            y = (y - mean) / (var + 1e-5).sqrt()
-        y = torch.where(y > 0, y, 0) if i < 4 else y
+            y = normalised(y)
+        y = y.clamp_min(0) if i < 4 else y
     assert y.shape == (3, 1, 4, 6)
     assert_is(head(psi).detach(), y.detach(), "the head does something else, or in another order")
-
-
-def test_a_patch_head_can_tell_two_batches_by_their_mean_score():
-    """Real and generated pictures come in separate batches. With the batch norm right before the last convolution,
-    the mean score of maps of one pixel would be its bias, and L_ms could not fall below 2."""
-    torch.manual_seed(0)
-    head = patch_head(5, 16)
     means = [head(torch.randn(4, 5, 1, 1)).mean().item() for _ in range(2)]
     assert abs(means[0] - means[1]) > 1e-3, f"mean scores of two batches are {means}"
 
@@ -326,11 +284,7 @@ def test_the_generator_learns_through_the_heads_and_the_features():
 
 # ---------------------------------------------------------------------------------------------- the losses
 
-def random_case(seed=0):
-    """Logits for real and generated pictures (B, C + 1, H, W), and labels (B, H, W) of classes 0 and 2 of three."""
-    random = torch.Generator().manual_seed(seed)
-    real_logits, fake_logits = (2 * torch.randn(B, C + 1, H, W, generator=random) for _ in range(2))
-    return real_logits, fake_logits, 2 * torch.randint(2, (B, H, W), generator=random)
+LABEL_MAP = torch.tensor([[[0, 2, 2], [0, 0, 2]], [[2, 2, 2], [0, 2, 2]]])  # class 1 of three does not occur
 
 
 def counts_of(label_map, classes=C):
@@ -345,50 +299,42 @@ def loops_eq4(label_map, classes=C):
 
 def test_dpgan_eq4_class_weights_are_the_papers_inverse_frequencies():
     """(DP-GAN Eq. 4) by loops; class 1 does not occur."""
-    label_map = random_case()[2]
-    assert_is(class_weights(counts_of(label_map)), loops_eq4(label_map), "alpha is not B H W / n_c")
+    assert_is(class_weights(counts_of(LABEL_MAP)), loops_eq4(LABEL_MAP), "alpha is not B H W / n_c")
 
 
 def test_dpgan_eq4_by_hand():
     """(DP-GAN Eq. 4) 8, 4, 0 and 4 pixels of 16, the first class unknown: its pixels count, its weight is 0. OASIS's
-    further 1/K would make 2 and 2 of 4 and 4."""
+    further 1/K would make 2 and 2 of 4 and 4. Where every image is alike, it is the mean over images of H W / n_c, as
+    printed."""
     counts = torch.tensor([8, 4, 0, 4])
     assert_is(class_weights(counts), [2.0, 4.0, 0.0, 4.0], "16 / n_c")
     assert_is(class_weights(counts, unknown=0), [0.0, 4.0, 0.0, 4.0], "the unknown class gets 0")
     assert counts.tolist() == [8, 4, 0, 4], "the counts of the caller were changed"
-
-
-def test_dpgan_eq4_is_the_expectation_where_every_image_is_alike():
-    """(DP-GAN Eq. 4) Two copies of one image, no class missing: the mean over images of H W / n_c, as printed."""
-    image = [[0, 0, 1], [2, 2, 2]]
-    expected = [sum(6 / sum(row.count(c) for row in image) for _ in range(2)) / 2 for c in range(3)]
-    assert_is(class_weights(counts_of(torch.tensor([image, image]))), expected, "E_l[H W / n_c]")
+    alike = torch.tensor([[0, 0, 1], [2, 2, 2]]).expand(2, -1, -1)
+    assert_is(class_weights(counts_of(alike)), [(6 / n + 6 / n) / 2 for n in (2, 1, 3)], "E_l[H W / n_c]")
 
 
 def loops_own_class(logits, label_map, alpha):
-    """- E sum_c alpha_c sum_xy l_xyc log D_xyc: of real pictures in (DP-GAN Eq. 3), of generated ones in (DP-GAN Eq. 7)."""
-    total, (B, H, W) = 0.0, label_map.shape
-    for b in range(B):
-        for y in range(H):
-            for x in range(W):
-                for c in range(len(alpha)):
-                    l_c = 1 if label_map[b, y, x].item() == c else 0
-                    total -= alpha[c] * l_c * math.log(probability(logits, b, c, y, x)) / B
-    return total
+    """- E sum_c alpha_c sum_xy l_xyc log D_xyc, of real pictures in (DP-GAN Eq. 3), of generated ones in Eq. 7."""
+    total = 0.0
+    for b, y, x in np.ndindex(label_map.shape):
+        for c in range(len(alpha)):
+            l_c = 1 if label_map[b, y, x].item() == c else 0
+            total -= alpha[c] * l_c * math.log(probability(logits, b, c, y, x))
+    return total / len(label_map)
 
 
 def loops_eq3(real_logits, fake_logits, label_map, alpha):
     """L_pixel (DP-GAN Eq. 3)."""
-    B, H, W = label_map.shape
-    return loops_own_class(real_logits, label_map, alpha) - sum(
-        math.log(probability(fake_logits, b, -1, y, x)) for b in range(B) for y in range(H) for x in range(W)) / B
+    fake = -sum(math.log(probability(fake_logits, b, -1, y, x)) for b, y, x in np.ndindex(label_map.shape))
+    return loops_own_class(real_logits, label_map, alpha) + fake / len(label_map)
 
 
 def test_dpgan_eq3_pixel_loss_is_losses_discriminator_loss():
     """(DP-GAN Eq. 3) by loops, with the alpha of DP-GAN Eq. 4: gamma 0 and no smoothing."""
-    *logits, label_map = random_case()
-    found = discriminator_loss(*logits, label_map, class_weights(counts_of(label_map)), gamma=0.0, smoothing=0.0)
-    assert_is(found, loops_eq3(*logits, label_map, loops_eq4(label_map)), "L_pixel is not the sum of DP-GAN Eq. 3")
+    logits = random_case()[:2]
+    found = discriminator_loss(*logits, LABEL_MAP, class_weights(counts_of(LABEL_MAP)), gamma=0.0, smoothing=0.0)
+    assert_is(found, loops_eq3(*logits, LABEL_MAP, loops_eq4(LABEL_MAP)), "L_pixel is not the sum of DP-GAN Eq. 3")
 
 
 def random_layers(seed, channels, sizes=((2, 3), (4, 2))):
@@ -413,22 +359,21 @@ def test_dpgan_eq5_patch_loss_is_the_papers_hinge():
     assert_is(patch_discriminator_loss(real, fake), loops_hinge(real, 1) + loops_hinge(fake, -1), "not DP-GAN Eq. 5")
 
 
-def test_dpgan_eq5_by_hand():
-    """(DP-GAN Eq. 5) Real scores of 3 and 0 cost 0 and 1, generated ones of -3 and 1 cost 0 and 2."""
-    real, fake = torch.tensor([3.0, 0.0]).view(2, 1, 1, 1), torch.tensor([-3.0, 1.0]).view(2, 1, 1, 1)
+def test_dpgan_eq5_eq7_by_hand():
+    """(DP-GAN Eq. 5) Real scores of 3 and 0 cost 0 and 1, generated ones of -3 and 1 cost 0 and 2. (DP-GAN Eq. 7) A
+    hinge, as printed: scores of 3 and -1 cost 0 and 2. The released code has -mean, here -1."""
+    real, fake, of_G = (torch.tensor(scores).view(2, 1, 1, 1) for scores in ([3.0, 0.0], [-3.0, 1.0], [3.0, -1.0]))
     assert_is(patch_discriminator_loss([real], [fake]), 1 / 2 + 2 / 2, "(0 + 1) / 2 + (0 + 2) / 2")
+    assert_is(patch_generator_loss([of_G]), 1.0, "(0 + 2) / 2")
 
 
 def loops_eq6(real, fake):
     """L_fm (DP-GAN Eq. 6), one pixel at a time, then the mean over layers."""
     layers = []
     for x, g in zip(real, fake):
-        B, C_i, H_i, W_i = x.shape
-        total = 0.0
-        for b in range(B):
-            for i in range(H_i):
-                for j in range(W_i):
-                    total += sum((p - q) ** 2 for p, q in zip(x[b, :, i, j].tolist(), g[b, :, i, j].tolist()))
+        (B, C_i, H_i, W_i), total = x.shape, 0.0
+        for b, i, j in np.ndindex(B, H_i, W_i):
+            total += sum((p - q) ** 2 for p, q in zip(x[b, :, i, j].tolist(), g[b, :, i, j].tolist()))
         layers.append(total / (C_i * H_i * W_i) / B)
     return mean_of(layers)
 
@@ -439,13 +384,12 @@ def test_dpgan_eq6_feature_matching_is_the_papers_norm():
     assert_is(feature_matching_loss(real, fake), loops_eq6(real, fake), "L_fm is not DP-GAN Eq. 6")
 
 
-def one_step(**changes):
-    """D, a batch of two pictures of 16x16, generated pictures, and the options of a step; weights unlike 1 tell terms apart."""
-    random = torch.Generator().manual_seed(0)
+def one_step():
+    """D, a batch of two pictures of 16x16, alpha and the options of a step; weights unlike 1 tell the terms apart."""
     batch = {"real": pictures(2, 16, 16, seed=1), "label_map": label_maps(2, 16, 16), "z_1": noise(),
-             "flips": torch.rand(2, CLASSES, generator=random) < 0.5}
-    args = dict(gamma=0.0, label_smoothing=0.0, lambda_gan=0.7, lambda_patch=0.5, lambda_fm=3.0, lambda_lm=5.0)
-    return tiny_discriminator().eval(), batch, loops_eq4(batch["label_map"], CLASSES), SimpleNamespace(**{**args, **changes})
+             "flips": torch.rand(2, CLASSES, generator=torch.Generator().manual_seed(0)) < 0.5}
+    args = SimpleNamespace(gamma=0, label_smoothing=0, lambda_gan=0.7, lambda_patch=0.5, lambda_fm=3, lambda_lm=5)
+    return tiny_discriminator().eval(), batch, loops_eq4(batch["label_map"], CLASSES), args
 
 
 @torch.no_grad()
@@ -464,11 +408,6 @@ def test_dpgan_eq7_is_what_the_generator_minimises():
         assert_is(term, expected[name], f"the term {name} of DP-GAN Eq. 7")
     args.lambda_patch = args.lambda_fm = 0
     assert set(dpgan_generator_losses(G, D, None, batch, torch.tensor(alpha), None, args)[0]) == {"gan"}
-
-
-def test_dpgan_eq7_patch_term_by_hand():
-    """(DP-GAN Eq. 7) A hinge, as printed: scores of 3 and -1 cost 0 and 2. The released code has -mean, here -1."""
-    assert_is(patch_generator_loss([torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)]), 1.0, "(0 + 2) / 2")
 
 
 @torch.no_grad()
@@ -506,7 +445,8 @@ def test_dpgan_eq5_eq6_eq7_compute_in_float32():
         losses = [patch_discriminator_loss(real, fake), feature_matching_loss(real, fake), patch_generator_loss(fake)]
     pairs = [(x.double(), g.double()) for x, g in zip(real, fake)]
     expected = [mean_of((1 - x).clamp_min(0).mean() + (1 + g).clamp_min(0).mean() for x, g in pairs),
-                mean_of((x - g).square().mean() for x, g in pairs), mean_of((1 - g).clamp_min(0).mean() for _, g in pairs)]
+                mean_of((x - g).square().mean() for x, g in pairs),
+                mean_of((1 - g).clamp_min(0).mean() for _, g in pairs)]
     for loss, e in zip(losses, expected):
         assert loss.dtype == torch.float32
         assert_is(loss, e.item(), "rounded to bf16", rtol=1e-5, atol=0)

@@ -29,6 +29,15 @@ CLASSES, SCALE = 5, 0.3  # SCALE: latent_scale of the tiny model; below 1, so th
 NOTHING = CLASSES        # a label beyond the classes: its one-hot is all zero
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks as small as these only wait for further threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def tiny():
     """Pictures in steps of 8 pixels, latents of three channels at a quarter, U-Net at two strides."""
     torch.manual_seed(0)

@@ -2,15 +2,14 @@
 
     python -m pytest tests/test_losses.py          (from the repository root; a few seconds on a CPU)
 
-Oracle: the equations as printed, recomputed on tiny tensors (B=2, C=3, H=2, W=3) with nothing but Python
-numbers, and a few values that fit on the back of an envelope. No weights, no network. Where an equation's
-test fails, read the equation in the paper first, then losses.py.
-
-Labels are 0..C-1; the logits have C + 1 channels and "fake" is the last of them, index C.
+Oracle: the equations as printed, recomputed on tiny tensors (B=2, C=3, H=2, W=3) with nothing but Python numbers, and
+a few values that fit on the back of an envelope. Where an equation's test fails, read the equation in the paper first,
+then losses.py. Labels are 0..C-1; the logits have C + 1 channels and "fake" is the last of them, index C.
 """
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,12 +18,13 @@ from torch import nn
 import train
 from losses import (VGG_TAPS, ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss,
                     diversity_loss, draw_positions, equal_weights, focal_log, generator_loss, info_nce)
-from test_generator import assert_is, without_gradient
+from test_discriminator import small_discriminator
+from test_generator import assert_is, label_maps, noise, tiny_generator, without_gradient
 
 B, C, H, W = 2, 3, 2, 3
 
 
-def random_case(seed=0, B=B, W=W):
+def random_case(seed=0):
     """Logits for real and generated pictures (B, C + 1, H, W), labels (B, H, W), one alpha a class (C,)."""
     random = torch.Generator().manual_seed(seed)
     real_logits, fake_logits = (2 * torch.randn(B, C + 1, H, W, generator=random) for _ in range(2))
@@ -45,34 +45,23 @@ def focal(p, gamma):
 
 def loops_eq3(real_logits, fake_logits, label_map, alpha, gamma, epsilon):
     """L_D (Eq. 3), one pixel at a time; epsilon goes in equal parts to the C outputs that are not t."""
-    L_D, (B, H, W) = 0.0, label_map.shape
-    for b in range(B):
-        for y in range(H):
-            for x in range(W):
-                t = label_map[b, y, x].item()
-                for k in range(C + 1):
-                    target = 1 - epsilon if k == t else epsilon / C
-                    L_D -= alpha[t].item() * target * focal(probability(real_logits, b, k, y, x), gamma)
-                L_D -= focal(probability(fake_logits, b, C, y, x), gamma)
-    return L_D / B  # E: the mean over images
+    L_D, C = 0.0, len(alpha)
+    for b, y, x in np.ndindex(label_map.shape):
+        t = label_map[b, y, x].item()
+        for k in range(C + 1):
+            target = 1 - epsilon if k == t else epsilon / C
+            L_D -= alpha[t].item() * target * focal(probability(real_logits, b, k, y, x), gamma)
+        L_D -= focal(probability(fake_logits, b, C, y, x), gamma)
+    return L_D / len(label_map)  # E: the mean over images
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 def test_eq3_discriminator_loss_is_the_papers_sum(epsilon):
-    """(Eq. 3) with gamma 2: sums over classes and pixels, mean over images. Label smoothing has targets 1 - epsilon, and
-    epsilon / C for each other output, weighted by the true label's alpha."""
+    """(Eq. 3) with gamma 2: sums over classes and pixels, mean over images. Label smoothing has targets 1 - epsilon,
+    and epsilon / C for each other output, weighted by the true label's alpha. It is one-sided: real pixels alone."""
     case = random_case()
     assert_is(discriminator_loss(*case, gamma=2.0, smoothing=epsilon), loops_eq3(*case, gamma=2.0, epsilon=epsilon),
               "L_D is not the sum of Eq. 3")
-
-
-def test_eq3_smoothing_is_one_sided():
-    """(Eq. 3) "one-sided label smoothing": the generated pixels keep their target of 1."""
-    _, fake_logits, label_map, _ = random_case()
-    only_fake_counts = torch.zeros(C)  # alpha 0 removes the real term altogether
-    losses = [discriminator_loss(torch.zeros_like(fake_logits), fake_logits, label_map, only_fake_counts,
-                                 smoothing=epsilon) for epsilon in (0.0, 0.3)]
-    assert losses[0] == losses[1], "smoothing changed the loss of generated pixels; it belongs to the real ones"
 
 
 def test_eq3_gamma_0_is_the_weighted_cross_entropy():
@@ -126,14 +115,12 @@ def test_eq3_unknown_pixels_count_as_fake_but_not_as_real():
 
 def loops_eq4(fake_logits, label_map, alpha, gamma):
     """L_G (Eq. 4), one pixel and class at a time."""
-    L_G, (B, H, W) = 0.0, label_map.shape
-    for b in range(B):
-        for y in range(H):
-            for x in range(W):
-                for c in range(C):
-                    t_ic = 1 if label_map[b, y, x].item() == c else 0
-                    L_G -= alpha[c].item() * t_ic * focal(probability(fake_logits, b, c, y, x), gamma)
-    return L_G / B
+    L_G = 0.0
+    for b, y, x in np.ndindex(label_map.shape):
+        for c in range(len(alpha)):
+            t_ic = 1 if label_map[b, y, x].item() == c else 0
+            L_G -= alpha[c].item() * t_ic * focal(probability(fake_logits, b, c, y, x), gamma)
+    return L_G / len(label_map)
 
 
 def test_eq4_generator_loss_is_the_papers_sum():
@@ -150,20 +137,6 @@ def test_eq4_unknown_pixels_do_not_train_the_generator():
     moved = fake_logits.grad.abs().sum(dim=1) > 0
     assert torch.equal(moved, label_map != 0), "the gradient must be zero at pixels of class 0, and only there"
 
-
-@pytest.mark.parametrize("loss", [discriminator_loss, generator_loss])
-def test_eq3_eq4_are_sums_over_pixels_and_means_over_images(loss):
-    """(Eq. 3, 4) Twice the same batch: the same loss. Pictures twice as wide: twice the loss."""
-    *logits, label_map, alpha = random_case()
-    logits = logits[-1:] if loss is generator_loss else logits
-    once = loss(*logits, label_map, alpha)
-    more_images = loss(*(l.repeat(2, 1, 1, 1) for l in logits), label_map.repeat(2, 1, 1), alpha)
-    wider = loss(*(l.repeat(1, 1, 1, 2) for l in logits), label_map.repeat(1, 1, 2), alpha)
-    assert_is(more_images, once, "E is the mean over images: repeating them must not change the loss")
-    assert_is(wider, 2 * once, "the sums run over all H x W pixels: twice as many must cost twice as much")
-
-
-# ------------------------------------------------------------------------- Eq. 3 and 4 at the extremes
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("gap", [69.1, 200.0, 10_000.0])
@@ -208,27 +181,22 @@ def test_eq3_focal_factor_is_exact_near_p_1(gamma):
 
 def test_every_loss_is_float32_under_autocast():
     """bfloat16 keeps 8 bits: the losses must come out as without autocast, to float32's precision. Networks under
-    autocast return bfloat16; the softmax and the power of Eq. 3 and 4 are taken in float32 all the same."""
-    real_logits, fake_logits, label_map, alpha = random_case()
-    random = torch.Generator().manual_seed(1)
+    autocast return bfloat16 logits; the softmax and the power of Eq. 3 and 4 are taken in float32 all the same."""
+    (real, fake, *labels), random = random_case(), torch.Generator().manual_seed(1)
     v, v_pos, v_neg = (F.normalize(torch.randn(2, n, 8, generator=random), dim=2) for n in (4, 4, 5))
-    f_1, f_2 = torch.randn(2, 2, 3, 2, 3, generator=random)
-    z_1, z_2 = torch.randn(2, 2, 4, generator=random)
-    real_16, fake_16 = real_logits.bfloat16(), fake_logits.bfloat16()
-    eq3 = lambda real, fake: lambda: discriminator_loss(real, fake, label_map, alpha)
-    eq4 = lambda fake: lambda: generator_loss(fake, label_map, alpha)
-    eq5 = lambda: info_nce(v, v_pos, v_neg, torch.eye(4, 5, dtype=torch.bool))
-    eq6 = lambda: diversity_loss(f_1, f_2, z_1, z_2, tau_div=3.0)
-    for name, loss, exact in (
-            ("Eq. 3", eq3(real_logits, fake_logits), eq3(real_logits, fake_logits)),
-            ("Eq. 4", eq4(fake_logits), eq4(fake_logits)), ("Eq. 5", eq5, eq5), ("Eq. 6", eq6, eq6),
-            ("Eq. 3 of bfloat16 logits", eq3(real_16, fake_16), eq3(real_16.float(), fake_16.float())),
-            ("Eq. 4 of bfloat16 logits", eq4(fake_16), eq4(fake_16.float()))):
+    features, z = torch.randn(2, 2, 3, 2, 3, generator=random), torch.randn(2, 2, 4, generator=random)
+    for loss, case in ((discriminator_loss, (real, fake, *labels)), (generator_loss, (fake, *labels)),
+                       (discriminator_loss, (real.bfloat16(), fake.bfloat16(), *labels)),
+                       (generator_loss, (fake.bfloat16(), *labels)),
+                       (info_nce, (v, v_pos, v_neg, torch.eye(4, 5, dtype=torch.bool))),
+                       (diversity_loss, (*features, *z, torch.tensor(3.0)))):
+        exact = loss(*(t.float() if t.dtype == torch.bfloat16 else t for t in case))
         for enabled in (True, False):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                value = loss()
-            assert value.dtype == torch.float32, f"{name} is {value.dtype}, autocast {enabled}"
-            assert_is(value, exact(), f"{name} loses precision, autocast {enabled}", rtol=1e-6, atol=0)
+                value = loss(*case)
+            what = f"{loss.__name__} of {case[0].dtype}, autocast {enabled}"
+            assert value.dtype == torch.float32, f"{what} is {value.dtype}"
+            assert_is(value, exact, f"{what} loses precision", rtol=1e-6, atol=0)
 
 
 # ------------------------------------------------------------------------------------------ class weights
@@ -261,12 +229,11 @@ def test_class_weights_by_loops():
 def loops_eq5(v, v_pos, v_neg, left_out, tau):
     """L_NCE (Eq. 5), anchor by anchor; a vector that is left out of an anchor's negatives is not in its sum."""
     total = 0.0
-    for b in range(len(v)):
-        for a in range(v.shape[1]):
-            dot = lambda u: sum(p * q for p, q in zip(v[b, a].tolist(), u.tolist()))
-            positive = math.exp(dot(v_pos[b, a]) / tau)
-            negatives = sum(math.exp(dot(v_neg[b, n]) / tau) for n in range(v_neg.shape[1]) if not left_out[a, n])
-            total += -math.log(positive / (positive + negatives))
+    for b, a in np.ndindex(v.shape[:2]):
+        dot = lambda u: sum(p * q for p, q in zip(v[b, a].tolist(), u.tolist()))
+        positive = math.exp(dot(v_pos[b, a]) / tau)
+        negatives = sum(math.exp(dot(v_neg[b, n]) / tau) for n in range(v_neg.shape[1]) if not left_out[a, n])
+        total += -math.log(positive / (positive + negatives))
     return total / len(v)
 
 
@@ -296,8 +263,13 @@ def test_eq5_small_tau_does_not_overflow():
 @pytest.mark.parametrize("seed", range(20))
 def test_eq5_every_anchor_has_n_negatives_and_never_itself(seed):
     """(Eq. 5) "we sample N non-matching features": N different ones for each anchor, whether or not its position was
-    drawn. Its own position in x is its positive; as a negative it would cancel it."""
-    anchor, candidate, left_out = draw_positions(20, 8, 5, torch.Generator().manual_seed(seed))
+    drawn. Its own position in x is its positive; as a negative it would cancel it. The generator alone decides, so that
+    a resumed run goes on as before."""
+    torch.manual_seed(seed)
+    anchor, candidate, left_out = drawn = draw_positions(20, 8, 5, torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed + 1)
+    again = draw_positions(20, 8, 5, torch.Generator().manual_seed(seed))
+    assert all(map(torch.equal, drawn, again)), "the global random state leaked into the positions"
     assert len(set(anchor.tolist())) == 8
     for a, position in enumerate(anchor.tolist()):
         used = candidate[~left_out[a]].tolist()
@@ -311,46 +283,39 @@ def test_eq5_a_small_map_has_fewer_anchors_and_negatives():
     assert (~left_out).sum(dim=1).tolist() == [3, 3, 3, 3], "each anchor should have the other three as negatives"
 
 
-def test_eq5_positions_come_from_the_generator_alone():
-    """The same torch.Generator state gives the same positions, so that a resumed run goes on as before."""
-    draws = []
-    for global_seed in (1, 2):
-        torch.manual_seed(global_seed)
-        draws.append(draw_positions(50, 8, 5, torch.Generator().manual_seed(3)))
-    for first, second in zip(*draws):
-        assert torch.equal(first, second), "the global random state leaked into the positions"
+@pytest.fixture(scope="module")
+def small_features():
+    """A sixteenth of VGG-19's channels, random weights, vectors of 8 numbers."""
+    torch.manual_seed(0)  # the projections are drawn from the global state
+    return ContrastiveFeatures("random", vgg_share=1 / 16, width=8)
 
 
-class TwoScales:
-    """In place of VGG-19: the picture itself and half of it, their pixels as vectors of length 1."""
-
-    def __call__(self, image):
-        return [image, F.avg_pool2d(image, 2)]
-
-    def project(self, scale, feature_map, positions):
-        return F.normalize(feature_map.flatten(2)[:, :, positions].transpose(1, 2) + scale, dim=2)
+def pictures(seed, count=2):
+    """(count, 3, 32, 32) in [-1, 1]: squares of 4x4 pixels, each channel on or off at random."""
+    squares = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).round()
+    return F.interpolate(squares, scale_factor=4) * 2 - 1
 
 
-def loops_eq5_over_scales(fake, real, generator, anchors, negatives, tau, reduction):
-    """L_NCE (Eq. 5) summed over anchors and scales, over H*W; or the mean over each scale's anchors."""
-    P, total = TwoScales(), 0.0
-    for scale, (h_g, h_x) in enumerate(zip(P(fake), P(real))):
+def loops_eq5_over_scales(features, fake, real, generator, anchors, negatives, tau, reduction):
+    """L_NCE (Eq. 5): v from the generated picture, v+ from the same place in the real one, v- from other places there.
+    "sum": over anchors and scales, over H*W; "mean": each scale's mean over its anchors."""
+    total = 0.0
+    for scale, (h_g, h_x) in enumerate(zip(features(fake), features(real))):
         anchor, candidate, left_out = draw_positions(h_g[0, 0].numel(), anchors, negatives, generator)
-        v, v_pos, v_neg = (P.project(scale, *where) for where in ((h_g, anchor), (h_x, anchor), (h_x, candidate)))
+        v, v_pos, v_neg = (features.project(scale, *at) for at in ((h_g, anchor), (h_x, anchor), (h_x, candidate)))
         L_NCE = loops_eq5(v, v_pos, v_neg, left_out, tau)
         total += L_NCE / fake[0, 0].numel() if reduction == "sum" else L_NCE / len(anchor)
     return total
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_eq5_contrastive_loss_is_the_papers_sum_over_scales(reduction):
-    """(Eq. 5) v from the generated picture, v+ from the same place in the real one, v- from other places there."""
-    random = torch.Generator().manual_seed(0)
-    fake, real = (torch.rand(2, 3, 4, 6, generator=random) * 2 - 1 for _ in range(2))
-    found, expected = (loss(fake=fake, real=real, generator=torch.Generator().manual_seed(1), anchors=8, negatives=7,
-                            tau=0.4, reduction=reduction)  # 8 anchors of 24 positions, and then all 6
-                       for loss in (lambda **options: contrastive_loss(TwoScales(), **options), loops_eq5_over_scales))
-    assert_is(found, expected, "the contrastive loss is not Eq. 5 at every scale")
+def test_eq5_contrastive_loss_is_the_papers_sum_over_scales(reduction, small_features):
+    """(Eq. 5) 32x32 pictures have maps of 8x8, 4x4 and 2x2: 7 anchors where there is room, and then all 4."""
+    case = small_features, pictures(2), pictures(1)
+    options = dict(anchors=7, negatives=5, tau=0.4, reduction=reduction)
+    found = contrastive_loss(*case, torch.Generator().manual_seed(1), **options)
+    expected = loops_eq5_over_scales(*case, torch.Generator().manual_seed(1), **options)
+    assert_is(found.detach(), expected, "the contrastive loss is not Eq. 5 at every scale")
 
 
 # ----------------------------------------------------------------------------------------- L_Div, diversity
@@ -400,103 +365,65 @@ def test_eq6_pushes_features_apart_up_to_tau_div():
 
 # ------------------------------------------------------------ what the two networks minimise (Sec. 3.3, train.py)
 
-class TinyG(nn.Module):
-    """Every pixel of the picture depends on its label, its offsets and z, through two 1x1 convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner, self.outer = nn.Conv2d(C + 4 + 2, 5, 1), nn.Conv2d(5, 3, 1)
-
-    def forward(self, label_map, z, offsets, return_features):
-        labels, offsets = F.one_hot(label_map, C).permute(0, 3, 1, 2), 0 * z[:, :2, None, None] if offsets is None else offsets
-        features = self.inner(torch.cat([labels, *(t.expand(-1, -1, *label_map.shape[1:])
-                                                   for t in (z[:, :, None, None], offsets))], dim=1))
-        return torch.tanh(self.outer(features)), features
-
-
-class TinyD(nn.Module):
-    """Its backbone squares the picture; the logits are a 1x1 convolution of both."""
-
-    def __init__(self):
-        super().__init__()
-        self.to_logits = nn.Conv2d(6, C + 1, 1)
-
-    def features(self, image):
-        return [image.square()]
-
-    def forward(self, image, features=None):
-        return self.to_logits(torch.cat([image, *(features or self.features(image))], dim=1))
-
-
 def one_step(**changes):
-    """G, D, a batch of four pictures of 2x4, alpha and the options of a step."""
-    torch.manual_seed(0)
-    _, _, label_map, alpha = random_case(B=4, W=4)
-    batch = {"real": torch.rand(4, 3, 2, 4) * 2 - 1, "label_map": label_map, "offsets": torch.randn(4, 2, 2, 4),
-             "z_1": torch.randn(4, 4), "z_2": torch.randn(4, 4)}
-    args = dict(lambda_gan=0.7, lambda_c=3.0, lambda_d=5.0, gamma=1.5, label_smoothing=0.2, tau=0.4, anchors=3,
+    """G, D, a batch of four pictures, alpha and the options of a step; weights unlike 1 tell the terms apart."""
+    args = dict(lambda_gan=0.7, lambda_c=3.0, lambda_d=5.0, gamma=1.5, label_smoothing=0.2, tau=0.4, anchors=7,
                 negatives=5, tau_div=2.0, diversity_every=2, reduction="sum")
-    return TinyG(), TinyD(), batch, alpha, SimpleNamespace(**{**args, **changes})
+    batch = {"real": pictures(1, 4), "label_map": label_maps(4, 32, 32), "z_1": noise(1, 4), "z_2": noise(2, 4),
+             "offsets": torch.rand(4, 2, 32, 32, generator=torch.Generator().manual_seed(3))}
+    G, D, alpha = tiny_generator(2, cross=0.7, own=0.7), small_discriminator().eval(), torch.tensor([0, 0.5, 1, 2, 3])
+    return G, D, batch, alpha, SimpleNamespace(**{**args, **changes})
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction):
+def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction, small_features):
     """Sec. 3.3: lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div by loops. L_G is divided by H*W, L_NCE is the sum over
     anchors, divided by H*W, or their mean. Pictures 0 and 2, every second one, are drawn with a second z for L_Div."""
     G, D, batch, alpha, args = one_step(reduction=reduction)
     t, z_1, z_2, offsets = (batch[name] for name in ("label_map", "z_1", "z_2", "offsets"))
     terms, image, features, fake_features = train.generator_losses(
-        G, D, TwoScales(), batch, alpha, torch.Generator().manual_seed(1), args)
-    fake, features_1 = G(t, z_1, offsets, True)
-    again, features_2 = G(t[[0, 2]], z_2[[0, 2]], offsets[[0, 2]], True)
-    assert_is(image, torch.cat([fake, again]).detach(), "the pictures, then those of the second z")
-    assert_is(features, torch.cat([features_1, features_2]).detach(), "G^f of them")
-    assert_is(fake_features[0], fake.square().detach(), "the backbone's features of the first B pictures, for D's step")
-    hinges = loops_eq6(features_1[[0, 2]], features_2, z_1[[0, 2]], z_2[[0, 2]], tau_div=2.0)
-    expected = {"gan": 0.7 * loops_eq4(D(fake), t, alpha, gamma=1.5) / (2 * 4),
-                "contrastive": 3.0 * loops_eq5_over_scales(fake, batch["real"], torch.Generator().manual_seed(1), 3, 5,
-                                                           0.4, reduction),
-                "diversity": 5.0 * sum(hinges) / 2}
+        G, D, small_features, batch, alpha, torch.Generator().manual_seed(1), args)
+    with torch.no_grad():
+        (fake, features_1), (again, features_2) = (
+            G(t[i], z[i], offsets[i], return_features=True) for i, z in (([0, 1, 2, 3], z_1), ([0, 2], z_2)))
+        assert_is(image, torch.cat([fake, again]), "the pictures, then those of the second z", atol=1e-5, rtol=0)
+        assert_is(features, torch.cat([features_1, features_2]), "G^f of them", atol=1e-5, rtol=1e-5)
+        for found, expected in zip(fake_features, D.features(image[:4]), strict=True):
+            assert torch.equal(found, expected), "D's step needs the backbone's features of the first B pictures"
+        hinges = loops_eq6(features_1[[0, 2]], features_2, z_1[[0, 2]], z_2[[0, 2]], tau_div=2.0)
+        L_NCE = loops_eq5_over_scales(small_features, fake, batch["real"], torch.Generator().manual_seed(1), 7, 5, 0.4,
+                                      reduction)
+        expected = {"gan": 0.7 * loops_eq4(D(fake), t, alpha, gamma=1.5) / (32 * 32), "contrastive": 3.0 * L_NCE,
+                    "diversity": 5.0 * sum(hinges) / 2}
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
-        assert_is(term, expected[name], f"the term {name}")
+        assert_is(term.detach(), expected[name], f"the term {name}", rtol=1e-4, atol=0)
     sum(terms.values()).backward()
     assert not without_gradient(G)
 
 
 def test_a_term_of_weight_0_is_left_out():
-    """Its networks are not run: no VGG, no second z. Nor is there a need for offsets."""
-    G, D, batch, alpha, args = one_step(lambda_c=0.0, lambda_d=0.0)
+    """And what it alone needs: VGG, and the second z. There may be no offsets, either."""
+    _, D, batch, alpha, args = one_step(lambda_c=0.0, lambda_d=0.0)
     del batch["offsets"]
-    terms, image, _, _ = train.generator_losses(G, D, None, batch, alpha, torch.Generator(), args)
+    terms, image, _, _ = train.generator_losses(tiny_generator(), D, None, batch, alpha, torch.Generator(), args)
     assert set(terms) == {"gan"} and len(image) == 4
 
 
 def test_eq3_is_what_the_discriminator_minimises():
     """(Eq. 3) by loops, divided by H*W; the backbone's features of the generated pictures come from G's step."""
     _, D, batch, alpha, args = one_step()
-    fake = torch.rand(4, 3, 2, 4) * 2 - 1
-    terms, real_logits, fake_logits = train.discriminator_losses(D, batch, fake, [fake + 1], alpha, args)
-    assert torch.equal(real_logits, D(batch["real"])) and torch.equal(fake_logits, D(fake, [fake + 1]))
+    fake = pictures(2, 4)
+    with torch.no_grad():
+        fake_features = D.features(fake.flip(0))  # of other pictures, to see that they are used
+        terms, real_logits, fake_logits = train.discriminator_losses(D, batch, fake, fake_features, alpha, args)
+        assert torch.equal(real_logits, D(batch["real"])) and torch.equal(fake_logits, D(fake, fake_features))
     L_D = loops_eq3(real_logits, fake_logits, batch["label_map"], alpha, gamma=1.5, epsilon=0.2)
     assert terms.keys() == {"pixels"}
-    assert_is(terms["pixels"], L_D / (2 * 4), "what D minimises is not Eq. 3 over H*W")
+    assert_is(terms["pixels"], L_D / (32 * 32), "what D minimises is not Eq. 3 over H*W")
 
 
 # ------------------------------------------------------------------------- VGG features and their projection
-
-@pytest.fixture(scope="module")
-def small_features():
-    """A sixteenth of VGG-19's channels, random weights, vectors of 8 numbers."""
-    torch.manual_seed(0)  # the projections are drawn from the global state
-    return ContrastiveFeatures("random", vgg_share=1 / 16, width=8)
-
-
-def pictures(seed):
-    """(2, 3, 32, 32) in [-1, 1]: squares of 4x4 pixels, each channel on or off at random."""
-    squares = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).round()
-    return F.interpolate(squares, scale_factor=4) * 2 - 1
-
 
 def nce(features, fake, real):
     """Eq. 5 over the three scales, for 16 anchors of 8 negatives."""
@@ -530,37 +457,30 @@ def test_contrastive_gradient_trains_the_projections_and_not_vgg(small_features,
     TRAP: autocast keeps its bfloat16 copies of the weights. Up to torch 2.6 at least (2.15 no longer does so)
     a copy first made under no_grad is used again later, and the layer stops learning without a word.
     """
-    small_features.zero_grad()
+    small_features.train().zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = nce(small_features, pictures(2), pictures(1))
     loss.backward()
     vgg = dict(small_features.backbone.named_parameters())
     assert without_gradient(small_features) == [f"backbone.{name}" for name in vgg]
     assert not any(p.requires_grad or p.grad is not None for p in vgg.values()), "VGG is not frozen"
+    assert not any(module.training for module in small_features.backbone.modules()), "VGG is frozen, train() or not"
+    assert small_features.mlps.training, "the projections are trained and follow train()"
 
 
-def test_projected_vectors_have_length_1(small_features):
-    """Eq. 5 with tau near 0.3 presumes products between -1 and 1."""
-    for scale, feature_map in enumerate(small_features(pictures(1))):
+def test_projection_picks_the_positions_asked_for_and_gives_vectors_of_length_1(small_features):
+    """Position p of a map is row p // W, column p % W; a change elsewhere does not matter. Eq. 5 with tau near 0.3
+    presumes products between -1 and 1."""
+    for scale, feature_map in enumerate(small_features(pictures(1))):     # (2, 8, 8, 8), (2, 8, 4, 4), (2, 8, 2, 2)
+        changed, last = feature_map.clone(), feature_map.shape[3] - 1
+        changed[:, :, 1, last] += 1.0                                     # position 1 * W + W - 1
+        everywhere = torch.arange(feature_map[0, 0].numel())
+        before, after = (small_features.project(scale, m, everywhere) for m in (feature_map, changed))
+        moved = (before != after).any(dim=2).all(dim=0).nonzero().flatten().tolist()
+        assert moved == [2 * last + 1], f"scale {scale}: the map was changed at {2 * last + 1}, the vectors at {moved}"
         v = small_features.project(scale, feature_map, torch.tensor([0, 3]))
         assert v.shape == (2, 2, 8), f"scale {scale}: expected (B, positions, width) vectors, got {tuple(v.shape)}"
         assert_is(v.norm(dim=2), torch.ones(2, 2), f"vectors of scale {scale} are not of length 1")
-
-
-def test_projection_picks_the_positions_asked_for(small_features):
-    """Position p of a map is row p // W, column p % W; a change elsewhere does not matter."""
-    feature_map = small_features(pictures(1))[1].detach()          # (2, 8, 4, 4)
-    changed = feature_map.clone()
-    changed[:, :, 1, 2] += 1.0                                     # position 1 * 4 + 2 = 6
-    before, after = (small_features.project(1, m, torch.arange(16)) for m in (feature_map, changed))
-    moved = (before != after).any(dim=2).all(dim=0).nonzero().flatten().tolist()
-    assert moved == [6], f"the map was changed at position 6, the vectors changed at {moved}"
-
-
-def test_contrastive_features_keep_vgg_in_eval_mode(small_features):
-    small_features.train()
-    assert not any(module.training for module in small_features.backbone.modules()), "VGG is frozen, train() or not"
-    assert small_features.mlps.training, "the projections are trained and follow train()"
 
 
 def test_vgg_taps_are_relu3_1_relu4_1_and_relu5_1_with_the_papers_strides():

@@ -3,12 +3,12 @@
     python -m pytest tests/test_oasis.py          (from the repository root; a few seconds on a CPU)
 
 Oracles: DP-GAN Eq. 8 by plain Python loops; parameter counts added up by hand, and 71.1 M of DP-GAN's Table 5; the
-UNet written once more, in the order of OASIS's paper. Networks are tiny here, full size on the meta device only.
-
-Both networks start from a gain of 0.02, which makes tiny numbers; `awake` enlarges what spectral norm does not hold.
+UNet written once more, in the order of OASIS's paper. Networks are tiny here, full size on the meta device only. They
+start from a gain of 0.02, which makes tiny numbers: `awake` enlarges what spectral norm does not hold.
 """
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,22 +46,21 @@ def tiny_discriminator(levels=4):
 
 # ------------------------------------------------------------------------------------ parameters, by hand
 
-@pytest.mark.parametrize("dataset, classes, total, millions", [
-    ("cityscapes", 35, 71_107_523, 71.11), ("ade20k", 151, 74_314_691, 74.31), ("coco_stuff", 183, 75_199_427, 75.20)])
-def test_parameters_of_the_generator_at_full_size(dataset, classes, total, millions, monkeypatch):
-    """71.1 M at 35 classes are DP-GAN's Table 5; the other two were measured on OASIS's networks. Every SPADE has 3x3 to
-    128 hidden channels, from there one 3x3 each for gamma and beta."""
+@pytest.mark.parametrize("dataset, classes, total", [
+    ("cityscapes", 35, 71_107_523), ("ade20k", 151, 74_314_691), ("coco_stuff", 183, 75_199_427)])
+def test_parameters_of_the_generator_at_full_size(dataset, classes, total, monkeypatch):
+    """71.1 M at 35 classes are DP-GAN's Table 5; the other two were measured on OASIS's networks. Every SPADE has 3x3
+    to 128 hidden channels, from there one 3x3 each for gamma and beta."""
     inputs = 64 + classes
     by_hand = {"first": conv(inputs, 1024), "to_image": conv(64, 3),
                "blocks": image_pyramid(lambda channels: conv(inputs, 128) + spade(channels, 128))}
     G = full_size(lambda: Generator(classes), monkeypatch, *SKIPPED)
     assert parameters_by_part(G) == by_hand, f"{dataset}: a part differs from the layer table (right: by hand)"
-    assert sum(by_hand.values()) == total and round(total / 1e6, 2) == millions, f"{dataset}: {by_hand}"
+    assert sum(by_hand.values()) == total, f"{dataset}: {by_hand}"
 
 
-@pytest.mark.parametrize("classes, total, millions", [
-    (35, 22_251_364, 22.25), (151, 22_258_904, 22.26), (183, 22_260_984, 22.26)])
-def test_parameters_and_sizes_of_the_discriminator_at_full_size(classes, total, millions, monkeypatch):
+@pytest.mark.parametrize("classes, total", [(35, 22_251_364), (151, 22_258_904), (183, 22_260_984)])
+def test_parameters_and_sizes_of_the_discriminator_at_full_size(classes, total, monkeypatch):
     """DP-GAN's Table 7: (input, output) of every block; two 3x3, and a 1x1 where the width changes."""
     encoder = ((3, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512))
     decoder = ((512, 512), (1024, 256), (512, 256), (512, 128), (256, 128), (256, 64))
@@ -72,7 +71,7 @@ def test_parameters_and_sizes_of_the_discriminator_at_full_size(classes, total, 
     by_hand = {"encoder": blocks(encoder), "decoder": blocks(decoder), "to_logits": conv(64, classes + 1, 1)}
     D = full_size(lambda: Discriminator(classes), monkeypatch, *SKIPPED)
     assert parameters_by_part(D) == by_hand, "a part differs from Table 7 (right: by hand)"
-    assert sum(by_hand.values()) == total and round(total / 1e6, 2) == millions, f"{sum(by_hand.values()):,}"
+    assert sum(by_hand.values()) == total, f"{sum(by_hand.values()):,}"
     image = torch.empty(1, 3, 256, 256, device="meta")
     down, up = D.encode_decode(image)
     assert [tuple(f.shape[1:]) for f in down] == [(128, 128, 128), (128, 64, 64), (256, 32, 32), (256, 16, 16),
@@ -81,8 +80,6 @@ def test_parameters_and_sizes_of_the_discriminator_at_full_size(classes, total, 
                                                 (128, 128, 128), (64, 256, 256)]
     assert D(image).shape == (1, classes + 1, 256, 256)
 
-
-# ------------------------------------------------------------------------------------------- initialisation
 
 def test_convolutions_start_from_xavier_with_gain_0_02():
     """Standard deviation 0.02 sqrt(2 / (fan_in + fan_out)), biases 0; gamma and beta have fan-outs of their own."""
@@ -113,14 +110,12 @@ def loops_input(label_map, z, offsets):
     """z at every pixel, then the one-hot labels, then the offsets, one number at a time."""
     (B, H, W), d_z = label_map.shape, z.shape[1]
     x = torch.zeros(B, d_z + CLASSES + (0 if offsets is None else 2), H, W)
-    for b in range(B):
-        for i in range(H):
-            for j in range(W):
-                for k in range(d_z):
-                    x[b, k, i, j] = z[b, k]
-                x[b, d_z + label_map[b, i, j], i, j] = 1
-                for k in range(0 if offsets is None else 2):
-                    x[b, d_z + CLASSES + k, i, j] = offsets[b, k, i, j]
+    for b, i, j in np.ndindex(B, H, W):
+        for k in range(d_z):
+            x[b, k, i, j] = z[b, k]
+        x[b, d_z + label_map[b, i, j], i, j] = 1
+        for k in range(0 if offsets is None else 2):
+            x[b, d_z + CLASSES + k, i, j] = offsets[b, k, i, j]
     return x
 
 
@@ -141,12 +136,6 @@ def test_every_scale_sees_noise_and_labels_at_its_own_size():
     for i, (_, condition, _) in enumerate(blocks_of(G, label_map, noise())[2]):
         stride = 2 ** (4 - i)
         assert_is(condition, x[:, :, ::stride, ::stride], f"block {i} must be conditioned at 1/{stride}")
-
-
-def test_every_spade_has_its_hidden_convolution():
-    """Five blocks, two SPADEs each and a third where the width changes: 8, 8, 8, 6, 6, 4 changes twice."""
-    hidden = [m for name, m in tiny_generator().named_modules() if name.endswith("shared.0")]
-    assert len(hidden) == 12 and all(m.out_channels == 7 and m.in_channels == 11 for m in hidden), hidden
 
 
 def test_every_image_follows_its_own_z():
@@ -267,15 +256,12 @@ def mix_case(seed=0, B=2, K=3, H=2, W=3):
 
 def loops_eq8(mixed, real, fake, M):
     """L_LM (DP-GAN Eq. 8), M = 1 taking the real side: the squared norm over its number of terms."""
-    total, (B, K, H, W) = 0.0, mixed.shape
-    for b in range(B):
-        for k in range(K):
-            for y in range(H):
-                for x in range(W):
-                    m = 1.0 if M[b, 0, y, x] else 0.0
-                    label_mixed = m * real[b, k, y, x].item() + (1 - m) * fake[b, k, y, x].item()
-                    total += (mixed[b, k, y, x].item() - label_mixed) ** 2
-    return total / (B * K * H * W)
+    total = 0.0
+    for b, k, y, x in np.ndindex(mixed.shape):
+        m = 1.0 if M[b, 0, y, x] else 0.0
+        label_mixed = m * real[b, k, y, x].item() + (1 - m) * fake[b, k, y, x].item()
+        total += (mixed[b, k, y, x].item() - label_mixed) ** 2
+    return total / mixed.numel()
 
 
 def test_dpgan_eq8_label_mix_loss_is_the_papers_norm():

@@ -1,21 +1,26 @@
-"""sample.py: the picture of a seed, wherever it is made; label maps that do not fit; interpolation.
+"""sample.py: the picture of a seed, wherever it is made; label maps that do not fit; interpolation; the baselines' door.
 
 A generator at its random start is enough: it is a function of label map and z like any other.
 """
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import sample
-from data import InputError, open_dataset
+from baselines.train import GENERATORS
+from data import open_dataset
 from generator import Generator, z_of_seed
+from readers import toy
+from support.errors import InputError
+from test_train import call, small  # noqa: F401
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def write_checkpoint(file, G, options, **more):
+    scenes = open_dataset("toy", None, "val", (32, 32))
+    torch.save({"step": 1, "generator": options, "ema": G.state_dict(), "dataset": "toy", "image_size": [32, 32],
+                "classes": list(scenes.classes), "palette": scenes.palette.tolist(), "unknown": None, **more}, file)
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +34,26 @@ def checkpoint(tmp_path_factory):
         for name, p in G.named_parameters():
             if name.endswith("eta"):
                 p.fill_(1.0)
-    toy = open_dataset("toy", None, "val", (32, 32))
-    file = tmp_path_factory.mktemp("ema") / "ema_0000001.pt"
-    torch.save({"step": 1, "generator": options, "ema": G.state_dict(), "dataset": "toy", "image_size": [32, 32],
-                "classes": list(toy.classes), "palette": toy.palette.tolist(), "unknown": None}, file)
-    return file
+    return write_checkpoint(tmp_path_factory.mktemp("ema") / "ema_0000001.pt", G, options)
 
 
-def call(*arguments):
-    return subprocess.run([sys.executable, str(ROOT / "sample.py"), *map(str, arguments)], capture_output=True, text=True)
+def run(checkpoint, folder, *arguments):
+    sample.main(["--checkpoint", str(checkpoint), "--output-dir", str(folder), *map(str, arguments)])
 
 
 def pixels(file):
     return np.array(Image.open(file)).astype(int)
 
 
+def apart(one, other):
+    return np.abs(pixels(one) - pixels(other)).max()
+
+
 @pytest.fixture(scope="module")
 def two_maps(checkpoint):
     """Two validation maps, three seeds."""
-    folder = checkpoint.parent / "two"
-    result = call("--checkpoint", checkpoint, "--dataset", "toy", "--count", 2, "--seeds", "0-2", "--output-dir", folder)
-    assert result.returncode == 0, result.stderr
-    return folder
+    run(checkpoint, checkpoint.parent / "two", "--dataset", "toy", "--count", 2, "--seeds", "0-2")
+    return checkpoint.parent / "two"
 
 
 def test_one_picture_for_each_map_and_seed_and_a_grid(two_maps):
@@ -61,36 +64,25 @@ def test_one_picture_for_each_map_and_seed_and_a_grid(two_maps):
 
 
 def test_a_picture_depends_on_neither_batch_size_nor_order(checkpoint, two_maps, tmp_path):
-    result = call("--checkpoint", checkpoint, "--dataset", "toy", "--count", 2, "--seeds", "2,0", "--batch-size", 1,
-                  "--output-dir", tmp_path)
-    assert result.returncode == 0, result.stderr
-    for name in ("val0000_seed000", "val0001_seed002"):
-        apart = np.abs(pixels(two_maps / f"{name}.png") - pixels(tmp_path / f"{name}.png")).max()
-        assert apart <= 1, "more than the rounding of one level"
-    assert np.abs(pixels(tmp_path / "val0000_seed000.png") - pixels(tmp_path / "val0000_seed002.png")).max() > 1
+    run(checkpoint, tmp_path, "--dataset", "toy", "--count", 2, "--seeds", "2,0", "--batch-size", 1)
+    for name in ("val0000_seed000.png", "val0001_seed002.png"):
+        assert apart(two_maps / name, tmp_path / name) <= 1, "more than the rounding of one level"
+    assert apart(tmp_path / "val0000_seed000.png", tmp_path / "val0000_seed002.png") > 1
 
 
 def test_one_png_gives_the_picture_of_its_dataset_sample(checkpoint, two_maps, tmp_path):
-    toy = open_dataset("toy", None, "val", (32, 32))
-    from data import TOY_SEED, TOY_TRAIN, toy_layout
-    labels, instances = toy_layout(TOY_SEED, TOY_TRAIN, 32, 32)
-    assert (labels == toy[0]["label_map"].numpy()).all()
+    labels, instances = toy.toy_layout(toy.TOY_SEED, toy.TOY_TRAIN, 32, 32)
+    assert (labels == open_dataset("toy", None, "val", (32, 32))[0]["label_map"].numpy()).all()
     Image.fromarray(labels).save(tmp_path / "map.png")
     Image.fromarray(instances).save(tmp_path / "ids.png")
-    result = call("--checkpoint", checkpoint, "--labels", tmp_path / "map.png", "--instances", tmp_path / "ids.png",
-                  "--seeds", "1", "--output-dir", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
-    apart = np.abs(pixels(tmp_path / "out/map_seed001.png") - pixels(two_maps / "val0000_seed001.png")).max()
-    assert apart <= 1
+    run(checkpoint, tmp_path / "out", "--labels", tmp_path / "map.png", "--instances", tmp_path / "ids.png", "--seeds", "1")
+    assert apart(tmp_path / "out/map_seed001.png", two_maps / "val0000_seed001.png") <= 1
 
 
 def test_interpolation_begins_and_ends_at_its_seeds(checkpoint, two_maps, tmp_path):
-    result = call("--checkpoint", checkpoint, "--dataset", "toy", "--count", 1, "--seeds", "0,2", "--interpolate", 4,
-                  "--output-dir", tmp_path)
-    assert result.returncode == 0, result.stderr
+    run(checkpoint, tmp_path, "--dataset", "toy", "--count", 1, "--seeds", "0,2", "--interpolate", 4)
     for frame, seed in (("000", "000"), ("003", "002")):
-        apart = pixels(tmp_path / f"val0000_mix000-002_{frame}.png") - pixels(two_maps / f"val0000_seed{seed}.png")
-        assert np.abs(apart).max() <= 1
+        assert apart(tmp_path / f"val0000_mix000-002_{frame}.png", two_maps / f"val0000_seed{seed}.png") <= 1
     assert Image.open(tmp_path / "val0000_mix.gif").n_frames > 2
 
 
@@ -101,54 +93,44 @@ def test_spherical_interpolation_keeps_the_length():
     assert min(a.norm(), b.norm()) * 0.95 < sample.mix(a, b, 0.5).norm() < max(a.norm(), b.norm()) * 1.05
 
 
-@pytest.mark.parametrize("case, message", [
-    ("values", "label values [99, 200] are no class, expected 0..10"),
-    ("colour", "no class's colour"),
-    ("exists", "is there already"),
-    ("missing", "nowhere.png: not there"),
-    ("damaged", "not an EMA file of train.py"),
-    ("dataset", "was trained on toy with 11 classes"),
-    ("size", "both sides must be divisible by 2"),
-    ("same seeds", "two different seeds"),
-    ("seeds", "expected seeds such as 0-7"),
-    ("large seeds", "a seed has 32 bits; expected numbers below 4294967296"),
-    ("instances", "an instance map must have one channel"),
-    ("both", "give either --labels PNG_OR_FOLDER or --dataset NAME"),
+@pytest.mark.parametrize("name, options", [
+    ("oasis", dict(hidden=8)), ("dpgan", dict(stem_channels=4, label_channels=8))])
+def test_a_baselines_checkpoint_is_sampled_by_the_baselines_command_alone(tmp_path, monkeypatch, capsys, name, options):
+    options = dict(num_classes=11, offset_channels=0, widths=(16, 16, 8), **options)
+    file = write_checkpoint(tmp_path / "ema.pt", GENERATORS[name](**options), options, architecture=name)
+    arguments = ("--checkpoint", file, "--dataset", "toy", "--count", 1, "--output-dir", tmp_path / "out")
+    assert call(monkeypatch, "sample", *arguments) == 2
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 1 and f"a generator of {name}, a baseline" in found[0] and "python -m baselines.sample" in found[0]
+    assert call(monkeypatch, "baselines.sample", *arguments) == 0
+    assert pixels(tmp_path / "out/val0000_seed000.png").shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--labels HERE/values.png", "label values [99, 200] are no class, expected 0..10"),
+    ("--labels HERE/colour.png", "no class's colour"),
+    ("--dataset toy --count 1 --output-dir TWO", "is there already"),
+    ("--labels nowhere.png", "nowhere.png: not there"),
+    ("--checkpoint HERE/damaged.pt --dataset toy", "not an EMA file of train.py"),
+    ("--dataset folder --data-path HERE/data", "was trained on toy with 11 classes"),
+    ("--dataset toy --image-size 31", "both sides must be divisible by 2"),
+    ("--dataset toy --seeds 5,5 --interpolate 4", "two different seeds"),
+    ("--dataset toy --seeds 3-1", "expected seeds such as 0-7"),
+    (f"--dataset toy --seeds {2 ** 32}", "a seed has 32 bits; expected numbers below 4294967296"),
+    ("--labels HERE/zeros.png --instances HERE/colour.png", "an instance map must have one channel"),
+    ("", "give either --labels PNG_OR_FOLDER or --dataset NAME"),
 ])
-def test_bad_input_gets_one_line_and_exit_code_2(checkpoint, two_maps, tmp_path, monkeypatch, capsys, case, message):
-    labels = np.zeros((32, 32), np.uint8)
+def test_bad_input_gets_one_line(checkpoint, two_maps, tmp_path, arguments, message):
+    zeros = np.zeros((32, 32), np.uint8)
+    labels = zeros.copy()
     labels[0, :2] = 99, 200
-    Image.fromarray(labels).save(tmp_path / "values.png")
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "colour.png")
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "zeros.png")
+    for name, picture in (("values", labels), ("colour", zeros[..., None].repeat(3, 2)), ("zeros", zeros)):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
     (tmp_path / "damaged.pt").write_bytes(b"no")
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (tmp_path / "data" / kind / split).mkdir(parents=True)
-            Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "data" / kind / split / "0.png")
+    for folder in ("images/train", "images/val", "labels/train", "labels/val"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.fromarray(zeros).save(tmp_path / "data" / folder / "0.png")
     (tmp_path / "data/classes.txt").write_text("one\n")
-    out = ["--output-dir", tmp_path / "out"]
-    arguments = {
-        "values": ["--checkpoint", checkpoint, "--labels", tmp_path / "values.png", *out],
-        "colour": ["--checkpoint", checkpoint, "--labels", tmp_path / "colour.png", *out],
-        "exists": ["--checkpoint", checkpoint, "--dataset", "toy", "--count", 1, "--output-dir", two_maps],
-        "missing": ["--checkpoint", checkpoint, "--labels", "nowhere.png", *out],
-        "damaged": ["--checkpoint", tmp_path / "damaged.pt", "--dataset", "toy", *out],
-        "dataset": ["--checkpoint", checkpoint, "--dataset", "folder", "--data-path", tmp_path / "data", *out],
-        "size": ["--checkpoint", checkpoint, "--dataset", "toy", "--image-size", "31", *out],
-        "both": ["--checkpoint", checkpoint, *out],
-        "same seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", "5,5", "--interpolate", 4, *out],
-        "seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", "3-1", *out],
-        "large seeds": ["--checkpoint", checkpoint, "--dataset", "toy", "--seeds", str(2 ** 32), *out],
-        "instances": ["--checkpoint", checkpoint, "--labels", tmp_path / "zeros.png", "--instances",
-                      tmp_path / "colour.png", *out],
-    }[case]
-    if case == "values":  # one as a user calls it; the others in this process, which is sooner
-        result = call(*arguments)
-        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
-        return
-    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
-    with pytest.raises((InputError, SystemExit)) as stopped:
-        sample.main()
-    found = str(stopped.value) if stopped.type is InputError else capsys.readouterr().err
-    assert message in found and (stopped.type is InputError or stopped.value.code == 2), found
+    with pytest.raises(InputError) as error:
+        run(checkpoint, tmp_path / "out", *arguments.replace("HERE", str(tmp_path)).replace("TWO", str(two_maps)).split())
+    assert message in str(error.value) and "\n" not in str(error.value)
