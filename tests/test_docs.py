@@ -154,6 +154,7 @@ def test_the_toy_default_needs_no_download(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(train, "PRETRAIN_STEPS", 2)
+    monkeypatch.setattr(train, "EMA_BATCHES", 1)
     train.train(train.parse_options(["--dataset", "toy", "--steps", "1", "--image-size", "32", "--workers", "0",
                                      "--output-dir", str(tmp_path / "run"), "--picture-every", "0"]), train.DP_SIMS)
     assert json.loads((tmp_path / "run/options.json").read_text())["backbone_weights"] == "self"

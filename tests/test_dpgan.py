@@ -209,9 +209,9 @@ def test_patch_heads_and_matched_features_sit_on_their_blocks(levels, where):
 
 
 def test_a_patch_head_is_convolution_of_stride_2_then_convolution_norm_relu():
-    """By hand: conv of stride 2, ReLU, three times conv, batch norm, ReLU, conv to one score. Real and generated pictures
-    come in separate batches: with the norm right before the last convolution, the mean score of maps of one pixel would
-    be its bias, and L_ms could not fall below 2."""
+    """By hand: conv of stride 2, ReLU, three times conv, batch norm, ReLU, conv to one score. Real and generated
+    pictures come in separate batches: with the norm right before the last convolution, the mean score of maps of one
+    pixel would be its bias, and L_ms could not fall below 2."""
     torch.manual_seed(0)
     head, psi = patch_head(5, 6), torch.randn(3, 5, 8, 12)
     y, layers = psi, [m for m in head if isinstance(m, nn.Conv2d)]
@@ -223,6 +223,7 @@ def test_a_patch_head_is_convolution_of_stride_2_then_convolution_norm_relu():
         y = y.clamp_min(0) if i < 4 else y
     assert y.shape == (3, 1, 4, 6)
     assert_is(head(psi).detach(), y.detach(), "the head does something else, or in another order")
+    head = patch_head(5, 16)
     means = [head(torch.randn(4, 5, 1, 1)).mean().item() for _ in range(2)]
     assert abs(means[0] - means[1]) > 1e-3, f"mean scores of two batches are {means}"
 

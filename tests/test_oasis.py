@@ -158,18 +158,11 @@ def test_the_generator_refuses_what_does_not_fit():
 def reference_unet(D, image):
     """Table 7 in OASIS's own order: down = convolutions, then 2x2 means; up = activation, then twice the size, then
     convolutions; the first block has no activation and pools before its 1x1. -> down, up, logits"""
-    def rectified(x):
-        return torch.where(x > 0, x, 0.2 * x)
-
     def conv(layer, x):
         return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[2] // 2)
 
-    def twice(x):
-        return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-
-    def half(x):
-        return (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4
-
+    rectified, half = lambda x: torch.where(x > 0, x, 0.2 * x), lambda x: F.avg_pool2d(x, 2)
+    twice = lambda x: x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     down, up, x = [], [], image
     for i, block in enumerate(D.encoder):
         main = conv(block.conv_1, rectified(conv(block.conv_0, x if i == 0 else rectified(x))))
@@ -242,10 +235,8 @@ def test_the_coins_are_independent_between_images_and_classes():
     masks = torch.stack([label_mix_mask(label_map, torch.rand(2, 2, generator=random) < 0.5)
                          for _ in range(1000)]).flatten(1).float()                      # (1000, 4): image, class
     assert ((masks.mean(dim=0) - 0.5).abs() < 0.06).all(), f"real in {masks.mean(dim=0).tolist()} of the cases"
-    for i in range(4):
-        for j in range(i):
-            agree = (masks[:, i] == masks[:, j]).float().mean().item()
-            assert abs(agree - 0.5) < 0.06, f"coins {i} and {j} (image, class) agree in {agree:.2f} of the cases"
+    agree = (masks[:, :, None] == masks[:, None]).float().mean(dim=0)                   # (4, 4)
+    assert ((agree - 0.5).abs() < 0.06).logical_or(torch.eye(4) > 0).all(), f"coins (image, class) agree in {agree}"
 
 
 def mix_case(seed=0, B=2, K=3, H=2, W=3):

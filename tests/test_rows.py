@@ -26,7 +26,8 @@ from support.errors import InputError
 from support.ranks import setup_ranks
 from tables import compare
 from tables.rows import ROWS
-from test_train import MeanColour, call, lines, same_run, small  # noqa: F401
+from test_evaluate import tiny_inception
+from test_train import call, lines, same_run, small  # noqa: F401
 
 TINY = ("--dataset toy --backbone-weights random --image-size 32 --batch-size 2 --diversity-every 2 --workers 0 "
         "--device cpu --log-every 1 --picture-every 0").split()
@@ -98,7 +99,7 @@ def test_every_row_trains_resumes_samples_and_scores(row, tmp_path, monkeypatch,
     offsets = torch.zeros(1, 2, 32, 32) if checkpoint["generator"]["offset_channels"] else None
     picture = generate(G, torch.zeros(1, 32, 32, dtype=torch.int64), offsets, torch.zeros(1, G.z_dim), "cpu")
     assert picture.shape == (1, 32, 32, 3)
-    monkeypatch.setattr(fid, "load_inception", lambda *_: (MeanColour(), "colour distance", "", "colour"))
+    monkeypatch.setattr(fid, "load_inception", tiny_inception)
     options = ["--checkpoint", str(file), "--metrics", "fid", "--count", "3", "--device", "cpu"]
     scores = evaluate.evaluate(evaluate.parse_options(options), {**GENERATORS, **baselines.GENERATORS})
     assert scores["fid"]["value"] > 0
@@ -307,7 +308,7 @@ def test_compare_writes_a_table_and_a_picture_and_goes_on(tmp_path, monkeypatch)
         else:
             evaluate.main(command[2:], {**GENERATORS, **baselines.GENERATORS})
     for module, name, value in ((compare, "call", call_here), (segmentation, "SAMPLES", 8), (train, "PRETRAIN_STEPS", 2),
-                                (fid, "load_inception", lambda *_: (MeanColour(), "colour distance", "", "colour"))):
+                                (fid, "load_inception", tiny_inception)):
         monkeypatch.setattr(module, name, value)
     arguments = ["--rows", "table3-random,table9-oasis", "--steps", "1", "--batch-size", "2", "--options",
                  "--image-size 32 --workers 0 --diversity-every 2", "--evaluate-options",

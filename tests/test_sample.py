@@ -1,4 +1,4 @@
-"""sample.py: the picture of a seed, wherever it is made; label maps that do not fit; interpolation; the baselines' door.
+"""sample.py: the picture of a seed, wherever it is made; label maps that do not fit; interpolation; the baselines.
 
 A generator at its random start is enough: it is a function of label map and z like any other.
 """
@@ -10,31 +10,16 @@ from PIL import Image
 import sample
 from baselines.train import GENERATORS
 from data import open_dataset
-from generator import Generator, z_of_seed
+from generator import z_of_seed
 from readers import toy
 from support.errors import InputError
+from test_evaluate import write_checkpoint
 from test_train import call, small  # noqa: F401
-
-
-def write_checkpoint(file, G, options, **more):
-    scenes = open_dataset("toy", None, "val", (32, 32))
-    torch.save({"step": 1, "generator": options, "ema": G.state_dict(), "dataset": "toy", "image_size": [32, 32],
-                "classes": list(scenes.classes), "palette": scenes.palette.tolist(), "unknown": None, **more}, file)
-    return file
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """An EMA file of the toy classes, gates open so that z matters."""
-    torch.manual_seed(0)
-    options = dict(num_classes=11, offset_channels=2, widths=(16, 16, 8), stem_channels=4, label_channels=8, z_dim=4,
-                   noise_tokens=2, noise_width=4, noise_hidden=8, attention_stride=2)
-    G = Generator(**options)
-    with torch.no_grad():
-        for name, p in G.named_parameters():
-            if name.endswith("eta"):
-                p.fill_(1.0)
-    return write_checkpoint(tmp_path_factory.mktemp("ema") / "ema_0000001.pt", G, options)
+    return write_checkpoint(tmp_path_factory.mktemp("ema") / "ema_0000001.pt", 0)
 
 
 def run(checkpoint, folder, *arguments):
@@ -75,7 +60,8 @@ def test_one_png_gives_the_picture_of_its_dataset_sample(checkpoint, two_maps, t
     assert (labels == open_dataset("toy", None, "val", (32, 32))[0]["label_map"].numpy()).all()
     Image.fromarray(labels).save(tmp_path / "map.png")
     Image.fromarray(instances).save(tmp_path / "ids.png")
-    run(checkpoint, tmp_path / "out", "--labels", tmp_path / "map.png", "--instances", tmp_path / "ids.png", "--seeds", "1")
+    maps = ("--labels", tmp_path / "map.png", "--instances", tmp_path / "ids.png")
+    run(checkpoint, tmp_path / "out", *maps, "--seeds", "1")
     assert apart(tmp_path / "out/map_seed001.png", two_maps / "val0000_seed001.png") <= 1
 
 
@@ -93,15 +79,15 @@ def test_spherical_interpolation_keeps_the_length():
     assert min(a.norm(), b.norm()) * 0.95 < sample.mix(a, b, 0.5).norm() < max(a.norm(), b.norm()) * 1.05
 
 
-@pytest.mark.parametrize("name, options", [
-    ("oasis", dict(hidden=8)), ("dpgan", dict(stem_channels=4, label_channels=8))])
-def test_a_baselines_checkpoint_is_sampled_by_the_baselines_command_alone(tmp_path, monkeypatch, capsys, name, options):
-    options = dict(num_classes=11, offset_channels=0, widths=(16, 16, 8), **options)
-    file = write_checkpoint(tmp_path / "ema.pt", GENERATORS[name](**options), options, architecture=name)
+@pytest.mark.parametrize("name, sizes", [("oasis", dict(hidden=8)), ("dpgan", dict(stem_channels=4, label_channels=8))])
+def test_only_the_baselines_command_samples_their_checkpoints(checkpoint, tmp_path, monkeypatch, capsys, name, sizes):
+    options, file = dict(num_classes=11, widths=(16, 16, 8), **sizes), tmp_path / "ema.pt"
+    torch.save({**torch.load(checkpoint, weights_only=True), "architecture": name, "generator": options,
+                "ema": GENERATORS[name](**options).state_dict()}, file)
     arguments = ("--checkpoint", file, "--dataset", "toy", "--count", 1, "--output-dir", tmp_path / "out")
     assert call(monkeypatch, "sample", *arguments) == 2
-    found = capsys.readouterr().err.splitlines()
-    assert len(found) == 1 and f"a generator of {name}, a baseline" in found[0] and "python -m baselines.sample" in found[0]
+    found = capsys.readouterr().err
+    assert f"a generator of {name}, a baseline" in found and "baselines.sample" in found and found.count("\n") == 1
     assert call(monkeypatch, "baselines.sample", *arguments) == 0
     assert pixels(tmp_path / "out/val0000_seed000.png").shape == (32, 32, 3)
 
@@ -131,6 +117,7 @@ def test_bad_input_gets_one_line(checkpoint, two_maps, tmp_path, arguments, mess
         (tmp_path / "data" / folder).mkdir(parents=True)
         Image.fromarray(zeros).save(tmp_path / "data" / folder / "0.png")
     (tmp_path / "data/classes.txt").write_text("one\n")
+    arguments = arguments.replace("HERE", str(tmp_path)).replace("TWO", str(two_maps))
     with pytest.raises(InputError) as error:
-        run(checkpoint, tmp_path / "out", *arguments.replace("HERE", str(tmp_path)).replace("TWO", str(two_maps)).split())
+        run(checkpoint, tmp_path / "out", *arguments.split())
     assert message in str(error.value) and "\n" not in str(error.value)

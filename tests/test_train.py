@@ -28,11 +28,12 @@ from readers import toy
 from support import ranks, runs
 from support.checkpoints import load_checkpoint, read_lines
 from support.errors import InputError
+from test_evaluate import tiny_inception
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--dataset toy --backbone-weights random --image-size 32 --batch-size 4 --workers 0 --device cpu --log-every 1 "
-         "--picture-every 0 --save-every 0").split()
-WITHOUT_NORM = dict(affine=False, track_running_stats=False)
+SMALL = ("--dataset toy --backbone-weights random --image-size 32 --batch-size 4 --workers 0 --device cpu "
+         "--log-every 1 --picture-every 0 --save-every 0").split()
+CPU = torch.device("cpu")
 
 
 def shrink(patch):
@@ -93,12 +94,12 @@ def wait_until(happens, process):
     raise AssertionError("it never happened")
 
 
-def latest(folder):
-    return torch.load(Path(folder) / "latest.pt", weights_only=True)
+def load(file):
+    return torch.load(file, weights_only=True)
 
 
 def lines(folder, name="metrics.jsonl"):
-    return read_lines(Path(folder) / name)
+    return read_lines(folder / name)
 
 
 def steps_of(folder):
@@ -107,14 +108,12 @@ def steps_of(folder):
 
 def same_run(a, b):
     """Asserts that two run folders hold the same networks, optimisers and average, bit for bit."""
-    states = [latest(folder) for folder in (a, b)]
-    averages = [sorted(Path(folder).glob("ema_*.pt"))[-1] for folder in (a, b)]
-    states += [torch.load(file, weights_only=True) for file in averages]
-    for one, other in (states[:2], states[2:]):
-        for name in one.keys() & {"G", "D", "P", "ema"}:
-            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, msg=lambda text: f"{name}: {text}")
-        for name in one.keys() & {"optimiser_G", "optimiser_D"}:
-            torch.testing.assert_close(one[name]["state"], other[name]["state"], rtol=0, atol=0)
+    one, other = load(a / "latest.pt"), load(b / "latest.pt")
+    for state, folder in ((one, a), (other, b)):
+        state["kept"] = load(sorted(folder.glob("ema_*.pt"))[-1])["ema"]
+        state["optimisers"] = [state[name]["state"] for name in ("optimiser_G", "optimiser_D")]
+    for name in ("G", "D", "P", "ema", "kept", "optimisers"):
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, msg=lambda text: f"{name}: {text}")
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +133,11 @@ def test_6_steps_equal_2_plus_4_bit_for_bit(whole, tmp_path):
     assert steps_of(tmp_path) == [2, 4, 6]
 
 
-def test_the_same_command_again_does_nothing(whole, capsys):
+def test_the_same_command_again_does_nothing_and_changed_options_are_said(whole, capsys):
     before = (whole / "latest.pt").stat().st_mtime_ns
-    run(whole, "--steps", 6)
-    assert "step 6 is reached already" in capsys.readouterr().out
+    run(whole, "--steps", 6, "--log-every", 2, "--lr", 0.0005)
+    out = capsys.readouterr().out
+    assert "step 6 is reached already" in out and "lr 0.001 -> 0.0005" in out
     assert (whole / "latest.pt").stat().st_mtime_ns == before
 
 
@@ -148,28 +148,22 @@ def test_a_run_of_another_kind_is_not_resumed(whole):
         run(whole, "--steps", 8, "--seed", 7)  # another random backbone
 
 
-def test_changed_options_are_said(whole, tmp_path, capsys):
-    shutil.copy(whole / "latest.pt", tmp_path)
-    run(tmp_path, "--steps", 6, "--lr", 0.0005)
-    assert "lr 0.001 -> 0.0005" in capsys.readouterr().out
-
-
 # --------------------------------------------------------------------------------------------- two ranks
 
-def batch_norms():
-    return torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, **WITHOUT_NORM)).double()
+RANKS = ("--steps", 4, "--diversity-every", 2)  # one pair for Eq. 6 on each of two ranks
 
 
-def batch_norm_on_a_rank(here, folder):
-    """Its part of a batch through batch norms over all ranks: gradients and statistics into a file."""
-    state, net = torch.load(folder / "batch.pt", weights_only=True), batch_norms()
-    net[0].load_state_dict(state["start"])
-    ranks.synchronise_batch_norm(net, here)
-    x = state["x"].chunk(here.world)[here.rank].clone().requires_grad_()
-    (net(x) * state["upstream"].chunk(here.world)[here.rank]).sum().backward()
+def through_batch_norms(here):
+    """Gradients and statistics of two batch norms over all ranks, of this rank's part of a batch."""
+    x, upstream = torch.randn(2, 6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, affine=False, track_running_stats=False))
+    net[0].load_state_dict({**net[0].state_dict(), "weight": torch.tensor([0.5, -1, 2])})
+    ranks.synchronise_batch_norm(net.double(), here)
+    mine = ranks.share({"x": 3 * x.double() + 1, "upstream": upstream.double()}, here)
+    x = mine["x"].clone().requires_grad_()
+    (net(x) * mine["upstream"]).sum().backward()
     ranks.average_gradients(list(net.parameters()), here.world)
-    torch.save({"x": x.grad, "weight": net[0].weight.grad, "mean": net[0].running_mean, "var": net[0].running_var},
-               folder / f"rank{here.rank}.pt")
+    return {"x": x.grad, "weight": net[0].weight.grad, "mean": net[0].running_mean, "var": net[0].running_var}
 
 
 def wide_steps(patch):
@@ -180,44 +174,42 @@ def wide_steps(patch):
     patch.setattr(torch.optim, "Adam", functools.partial(torch.optim.Adam, eps=1.0))
 
 
-# diversity-every 2: one pair for Eq. 6 on each of two ranks
-RANKS = ("--steps", 4, "--diversity-every", 2)
+def main_of_a_rank(folder, *options):
+    """Of torchrun below: trains, and then saves what its batch norms gave."""
+    patch = pytest.MonkeyPatch()
+    shrink(patch), wide_steps(patch)
+
+    def leave(here, leave_ranks=runs.leave_ranks):
+        torch.save(through_batch_norms(here), Path(folder) / f"rank{here.rank}.pt")
+        leave_ranks(here)
+    patch.setattr(runs, "leave_ranks", leave)
+    train.train(train.parse_options(options), train.DP_SIMS)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(small, tmp_path_factory):
-    """Two ranks train; each then runs batch_norm_on_a_rank. -> the folder, the batch norms, their input, its gradient."""
-    folder, net = tmp_path_factory.mktemp("ranks"), batch_norms()
-    torch.manual_seed(0)
-    torch.nn.init.normal_(net[0].weight)
-    x, upstream = torch.randn(6, 3, 4, 5).double() * 3 + 1, torch.randn(6, 3, 4, 5).double()
-    torch.save({"x": x, "upstream": upstream, "start": net[0].state_dict()}, folder / "batch.pt")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
     process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, __file__, folder,
                     *options(folder / "two", *RANKS))
     error = process.communicate()[1]
     assert process.returncode == 0, error
-    return folder, net, x, upstream
+    return folder
 
 
 def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(two_ranks):
     """In float64, to the last digits: statistics, running statistics, and gradients."""
-    folder, net, x, upstream = two_ranks
-    x.requires_grad_()
-    (net(x) * upstream).sum().backward()
-    parts = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    torch.testing.assert_close(torch.cat([p["x"] for p in parts]), x.grad)
+    expected, parts = through_batch_norms(ranks.Ranks(CPU)), [load(two_ranks / f"rank{rank}.pt") for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([part.pop("x") for part in parts]), expected.pop("x"))
     for part in parts:  # average_gradients takes means where this sum over the batch is a sum
-        torch.testing.assert_close(2 * part["weight"], net[0].weight.grad)
-        torch.testing.assert_close(part["mean"], net[0].running_mean)
-        torch.testing.assert_close(part["var"], net[0].running_var)
+        torch.testing.assert_close({**part, "weight": 2 * part["weight"]}, expected)
 
 
 def test_one_rank_equals_two(two_ranks, tmp_path, monkeypatch):
     """Batch norm, class weights, sampling, noise, positions: all of the global batch, whatever the ranks."""
     wide_steps(monkeypatch)
-    run(tmp_path / "start", "--steps", 1, "--lr", 1e-12)
+    run(tmp_path / "begin", "--steps", 1, "--lr", 1e-12)
     run(tmp_path / "one", *RANKS)
-    begin, one, two = (latest(f) for f in (tmp_path / "start", tmp_path / "one", two_ranks[0] / "two"))
+    begin, one, two = (load(f / "latest.pt") for f in (tmp_path / "begin", tmp_path / "one", two_ranks / "two"))
     for name in ("G", "D", "P"):
         trained = [k for k in one[name] if one[name][k].is_floating_point() and not k.endswith(("_u", "_v"))
                    and "running" not in k]
@@ -242,40 +234,47 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
             wait_until((tmp_path / "latest.pt.tmp").exists, process)
         process.kill()
         process.communicate()
-        assert latest(tmp_path)["step"] >= target, f"after {reached}"
-        reached = latest(tmp_path)["step"]
+        assert load(tmp_path / "latest.pt")["step"] >= target, f"after {reached}"
+        reached = load(tmp_path / "latest.pt")["step"]
     run(tmp_path, "--steps", reached + 1)
     assert steps_of(tmp_path) == list(range(1, reached + 2)), "every logged step once, in order"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
-    """To the whole process group, as a scheduler or a terminal sends it: the loader process gets it too."""
-    process = start_training(tmp_path, "--workers", 1, group=True)
-    wait_until((tmp_path / "latest.pt").is_file, process)
-    os.killpg(process.pid, number)
-    out, error = process.communicate()
-    assert process.returncode == 0 and "Traceback" not in error, error
-    assert f"stopped at step {latest(tmp_path)['step']}" in out
+def test_signals_save_and_exit_cleanly(tmp_path):
+    """To the whole process group, as a scheduler or a terminal sends them: the loader process gets them too."""
+    both = {number: tmp_path / number.name for number in (signal.SIGTERM, signal.SIGINT)}
+    processes = {number: start_training(folder, "--workers", 1, group=True) for number, folder in both.items()}
+    for number, folder in both.items():
+        wait_until((folder / "latest.pt").is_file, processes[number])
+        os.killpg(processes[number].pid, number)
+        out, error = processes[number].communicate()
+        assert processes[number].returncode == 0 and "Traceback" not in error, error
+        assert f"stopped at step {load(folder / 'latest.pt')['step']}" in out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path):
     shutil.copy(whole / "latest.pt", tmp_path)
     with pytest.raises(InputError, match=r"step \d+: (loss term \w+ is (nan|inf)|a parameter).*last good step"):
         run(tmp_path, "--steps", 12, "--lr", 1e9)
-    state = latest(tmp_path)
+    state = load(tmp_path / "latest.pt")
     assert state["step"] == 6 and all(t.isfinite().all() for t in state["G"].values())
 
 
+def test_a_bad_file_in_a_loader_process_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capfd):
+    seen, read = [], toy.ToyScenes.load
+
+    def two_good_batches(self, index, instances=True):
+        seen.append(index)
+        if len(seen) > 8:
+            raise InputError("2.jpg: cannot be read as a picture")
+        return read(self, index, instances)
+    monkeypatch.setattr(toy.ToyScenes, "load", two_good_batches)
+    assert call(monkeypatch, "train", *options(tmp_path, "--steps", 9, "--workers", 1)) == 2
+    assert capfd.readouterr().err == "train.py: 2.jpg: cannot be read as a picture\n"
+    assert load(tmp_path / "latest.pt")["step"] == 2, "what was learnt before is kept"
+
+
 # --------------------------------------------------------------------------------- checkpoints and pictures
-
-def test_checkpoints_hold_plain_types_and_no_backbone(whole):
-    state = latest(whole)  # weights_only: plain types
-    assert not [k for net in ("D", "P") for k in state[net] if "backbone" in k]
-    backbone_bytes = 4 * 11_176_512
-    assert (whole / "latest.pt").stat().st_size < backbone_bytes
-    assert (whole / "ema_0000006.pt").stat().st_size < 5e6
-
 
 def test_the_run_folder_has_what_its_docstring_says(whole):
     assert json.loads((whole / "options.json").read_text())["steps"] == 6
@@ -288,10 +287,14 @@ def test_the_run_folder_has_what_its_docstring_says(whole):
     assert (width, height) == (7 * 128, 6 * 128 + 16), "seven columns, six rows, and a line of titles"
 
 
-def test_frozen_networks_stay_as_they_were(whole):
+def test_checkpoints_hold_plain_types_and_no_backbone(whole):
     """What is frozen is rebuilt on resume, and its fingerprint must be that of the start."""
+    state = load(whole / "latest.pt")  # weights_only: plain types
+    assert not [k for net in ("D", "P") for k in state[net] if "backbone" in k]
+    backbone_bytes = 4 * 11_176_512
+    assert (whole / "latest.pt").stat().st_size < backbone_bytes and (whole / "ema_0000006.pt").stat().st_size < 5e6
     D = Discriminator(11, "resnet18", "random", (128, 96, 64, 48, 32), 32, seed=0)
-    assert runs.fingerprint(D) == pytest.approx(latest(whole)["identity"]["frozen"][0])
+    assert runs.fingerprint(D) == pytest.approx(state["identity"]["frozen"][0])
 
 
 # -------------------------------------------------------------------------------------------- bad input
@@ -311,6 +314,7 @@ def test_frozen_networks_stay_as_they_were(whole):
     ("--lambda-c -1", "--lambda-c: -1: expected a number from 0 to"),
     ("--micro-batch-size -1", "--micro-batch-size: -1: expected a whole number from 0 to"),
     ("--lr-decay-steps 9 5", "--lr-decay-steps 9 5: expected two rising steps"),
+    (f"--output-dir {__file__}", "--output-dir .*test_train.py: cannot be written"),
 ])
 def test_bad_options_get_one_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
@@ -318,7 +322,7 @@ def test_bad_options_get_one_line(tmp_path, arguments, message):
 
 
 def test_the_pictures_of_eq6_are_counted_on_each_rank(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "setup_ranks", lambda device: ranks.Ranks(torch.device(device), 0, 2))
+    monkeypatch.setattr(train, "setup_ranks", lambda device: ranks.Ranks(CPU, 0, 2))
     with pytest.raises(InputError, match="--diversity-every 4: the pictures in memory at once, 2, must be a multiple"):
         run(tmp_path, "--steps", 1)
 
@@ -331,30 +335,6 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     with pytest.raises(InputError, match="latest.pt: cannot be read as a checkpoint"):
         run(tmp_path, "--steps", 1)
     assert (tmp_path / "latest.pt").read_bytes() == b"not a checkpoint"
-
-
-def test_a_file_as_output_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--output-dir .*file: cannot be written"):
-        run(tmp_path / "file", "--steps", 1)
-
-
-def test_exit_code_2_and_no_stack_trace_from_a_loader_process(tmp_path, monkeypatch, capfd):
-    """A truncated JPEG met in a worker: one line with its name, exit code 2."""
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (tmp_path / "data" / kind / split).mkdir(parents=True)
-        for i in range(4):
-            picture = np.random.default_rng(i).integers(255, size=(32, 32, 3)).astype(np.uint8)
-            Image.fromarray(picture).save(tmp_path / "data/images" / split / f"{i}.jpg")
-            Image.fromarray(picture[..., 0] % 3).save(tmp_path / "data/labels" / split / f"{i}.png")
-    (tmp_path / "data/classes.txt").write_text("a\nb\nunlabelled\n")
-    broken = tmp_path / "data/images/train/2.jpg"
-    broken.write_bytes(broken.read_bytes()[:200])
-    more = ("--dataset", "folder", "--data-path", tmp_path / "data", "--preset", "toy", "--steps", 9, "--workers", 1)
-    assert call(monkeypatch, "train", *options(tmp_path / "run", *more)) == 2
-    error = capfd.readouterr().err
-    assert "2.jpg: cannot be read as a picture" in error and "Traceback" not in error, error
 
 
 # ------------------------------------------------------------------------------------ compiled, and scored
@@ -372,33 +352,17 @@ def test_compiled_networks_train_as_they_do_uncompiled(tmp_path, monkeypatch):
             assert one[term] == pytest.approx(other[term], rel=1e-3), f"step {one['step']}: {term}"
 
 
-class MeanColour(torch.nn.Module):
-    """Stands in for Inception: (B, 3, H, W) uint8 -> (B, 3)."""
-    width = 3
-
-    def forward(self, pictures):
-        return pictures.float().mean(dim=(2, 3))
-
-
 def test_evaluate_every_keeps_the_best_average_and_resumes_with_it(tmp_path, monkeypatch):
     """scores.jsonl has a line each time, ema_best.pt is the one of the lowest, and a resumed run knows it."""
-    monkeypatch.setattr(fid, "load_inception", lambda *_: (MeanColour(), "colour distance", "", "colour"))
+    monkeypatch.setattr(fid, "load_inception", tiny_inception)
     for steps in (2, 4):
         run(tmp_path, "--steps", steps, "--evaluate-every", 1)
     scores = lines(tmp_path, "scores.jsonl")
     assert [s["step"] for s in scores] == [1, 2, 3, 4]
-    lowest = min(scores, key=lambda s: s["colour distance"])
+    lowest = min(scores, key=lambda s: s["tiny distance"])
     for file, expected in (("ema_best.pt", lowest), ("ema_0000004.pt", scores[-1])):
-        average = torch.load(tmp_path / file, weights_only=True)
-        assert {"step": average["step"], **average["scores"]} == expected
+        assert {"step": load(tmp_path / file)["step"], **load(tmp_path / file)["scores"]} == expected
 
 
-if __name__ == "__main__":  # on each of two_ranks: FOLDER, and the options of train.py
-    patch = pytest.MonkeyPatch()
-    shrink(patch), wide_steps(patch)
-
-    def leave(here, leave_ranks=runs.leave_ranks):
-        batch_norm_on_a_rank(here, Path(sys.argv[1]))
-        leave_ranks(here)
-    patch.setattr(runs, "leave_ranks", leave)
-    train.train(train.parse_options(sys.argv[2:]), train.DP_SIMS)
+if __name__ == "__main__":
+    main_of_a_rank(*sys.argv[1:])
