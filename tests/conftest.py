@@ -1,4 +1,4 @@
-"""One thread in every test: the networks here are tiny, and two threads that wait for each other are slower than one."""
+"""One thread in every test: the networks here are tiny, and two threads that wait for each other are slower."""
 import os
 
 import pytest

@@ -1,4 +1,4 @@
-"""The house stays in order: arrows that run one way, files and functions of one sitting, a README that names every room.
+"""The house stays in order: arrows one way, files and functions of one sitting, a README that names every room.
 
 Everything is read from the source, nothing is imported. The last tests put one fault each into a copy of the tree.
 """

@@ -92,8 +92,8 @@ def test_every_row_trains_resumes_samples_and_scores(row, tmp_path, monkeypatch,
     assert all(torch.tensor(line[name]).isfinite() for line in log for name in line)
     of_G, of_D = LOSSES["dpgan" if row.startswith("dpgan") else "dp-sims"]
     of_D = of_D | ({"label_mix"} if row == "table9-oasis" else set())
-    for net, terms in (("G", of_G), ("D", of_D)):  # and a loss that reaches it is not 0
-        found = {name[2:] for name in log[0] if name.startswith(f"{net}_") and log[0][name] != 0}
+    for net, terms in (("G", of_G), ("D", of_D)):  # a loss of weight 0 is not computed, and so not logged
+        found = {name[2:] for name in log[0] if name.startswith(f"{net}_")}
         assert found - {"gradient", "accuracy_real", "accuracy_fake"} == terms - LEFT_OUT.get(row, set()), net
     G, checkpoint = load_generator(file, generators={**GENERATORS, **baselines.GENERATORS})
     offsets = torch.zeros(1, 2, 32, 32) if checkpoint["generator"]["offset_channels"] else None
@@ -133,8 +133,8 @@ def test_table_5_conditioning_is_what_its_row_says(row, sigmoid, norm, mixing, t
         D(image)
         expected = [torch.sigmoid(f) if sigmoid else f for f in D.features(image)]
         if norm:
-            expected = [(f - f.mean((0, 2, 3), keepdim=True)) / (f.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
-                        for f in expected]
+            expected = [f - f.mean((0, 2, 3), keepdim=True) for f in expected]
+            expected = [f / (f.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt() for f in expected]
         if mixing:
             expected = D.mixing(expected)
             assert [f.shape[1] for f in expected] == list(MIXING_WIDTHS)
@@ -203,24 +203,6 @@ def test_table_8_weights_and_exponents():
         args = command(row)[0]
         assert (args.gamma, args.class_weights) == (gamma, weights)
     assert losses.equal_weights(torch.tensor([5, 0, 7]), unknown=2).tolist() == [1, 1, 0]
-
-
-def test_dpgan_eq9_is_the_sum_that_the_discriminator_minimises(tmp_path, monkeypatch):
-    """L_pixel + L_ms + lambda_LM L_LM, recomputed from what each function returned in one step; and G's, Eq. 7."""
-    value = {}
-
-    def record(module, name):
-        original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args: value.setdefault(name, original(*args)))
-    for module, name in ((baselines, "discriminator_loss"), (dpgan, "patch_discriminator_loss"), (oasis, "label_mix_loss"),
-                         (baselines, "generator_loss"), (dpgan, "patch_generator_loss"), (dpgan, "feature_matching_loss")):
-        record(module, name)
-    train.train(*command("dpgan-table4a-dpgan-dpgan", "--steps", 1, "--output-dir", tmp_path))
-    line, value = lines(tmp_path)[0], {name: loss.item() for name, loss in value.items()}
-    assert line["D"] == pytest.approx(
-        value["discriminator_loss"] / 32 ** 2 + value["patch_discriminator_loss"] + 5 * value["label_mix_loss"], rel=1e-5)
-    assert line["G_gan"] + line["G_patch"] + line["G_feature_matching"] == pytest.approx(
-        value["generator_loss"] / 32 ** 2 + value["patch_generator_loss"] + value["feature_matching_loss"], rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- options
@@ -307,12 +289,13 @@ def test_compare_writes_a_table_and_a_picture_and_goes_on(tmp_path, monkeypatch)
             train.train(*parse(command))
         else:
             evaluate.main(command[2:], {**GENERATORS, **baselines.GENERATORS})
-    for module, name, value in ((compare, "call", call_here), (segmentation, "SAMPLES", 8), (train, "PRETRAIN_STEPS", 2),
-                                (fid, "load_inception", tiny_inception)):
+    for module, name, value in ((compare, "call", call_here), (segmentation, "SAMPLES", 8),
+                                (train, "PRETRAIN_STEPS", 2), (fid, "load_inception", tiny_inception)):
         monkeypatch.setattr(module, name, value)
     arguments = ["--rows", "table3-random,table9-oasis", "--steps", "1", "--batch-size", "2", "--options",
                  "--image-size 32 --workers 0 --diversity-every 2", "--evaluate-options",
-                 "--count 3 --segmenter-steps 2 --device cpu", "--samples", "2", "--jobs", "1", "--output-dir", str(out)]
+                 "--count 3 --segmenter-steps 2 --device cpu", "--samples", "2", "--jobs", "1", "--output-dir",
+                 str(out)]
     for seeds, commands in (("0", 5), ("0,1", 9), ("0,1", 9)):  # the same command again runs nothing
         compare.main(compare.parse_options([*arguments, "--seeds", seeds]))
         assert len(made) == commands
