@@ -139,7 +139,7 @@ def parse_options(argv):
     """argv -> argparse.Namespace: the command line, over the model's and the dataset's numbers, over train.py's."""
     known = first_look(argv, "model")
     if known.model not in MODELS:
-        raise InputError(f"--model {known.model}: choose from {', '.join(MODELS)}")
+        raise InputError(f"--model {known.model or 'is missing'}: choose from {', '.join(MODELS)}")
     own, toy = known.model != "dp-sims", known.preset == "toy"
     defaults = {**train.defaults_of(known), "patch": "encoder", "matched": "decoder", "concatenate_last": "on",
                 "lambda_lm": 0.0, "lambda_patch": 0.0, "lambda_fm": 0.0, **MODELS[known.model]}

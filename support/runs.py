@@ -87,7 +87,7 @@ def keep_best(run, step, scores, args, ranks):
 
 def draw_strip(run, z, step, ranks):
     """strip_STEP.png and strip.png of len(z) / 2 validation samples, spread: neighbours may be frames of one video."""
-    rows = min(len(z) // 2, len(run.validation))
+    rows = max(2, min(len(z) // 2, len(run.validation)))  # D's batch statistics need two pictures at 32x32
     samples = [run.validation[i * len(run.validation) // rows] for i in range(rows)]
     columns = strip_columns(run.G, run.ema, run.D, samples, z[:2 * rows], run.dataset.palette, ranks.device)
     for name in (f"strip_{step:07d}.png", "strip.png") if ranks.rank == 0 else ():

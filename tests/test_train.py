@@ -33,7 +33,8 @@ from test_evaluate import tiny_inception
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--dataset toy --backbone-weights random --image-size 32 --batch-size 4 --workers 0 --device cpu "
          "--log-every 1 --picture-every 0 --save-every 0").split()
-CPU = torch.device("cpu")
+UNTIL_KILLED = ("--sampling", "uniform", "--steps", 10 ** 6, "--save-every", 1)
+RANKS = ("--steps", 4, "--diversity-every", 2)  # one pair for Eq. 6 on each of two ranks
 
 
 def shrink(patch):
@@ -66,12 +67,6 @@ def start(*command, group=False):
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, env=environment, start_new_session=group)
-
-
-def start_training(folder, *more, group=False):
-    """train.py in a process of its own, for longer than a test lasts."""
-    more = ("--sampling", "uniform", "--steps", 10 ** 6, "--save-every", 1, *more)
-    return start(ROOT / "train.py", *options(folder, *more), group=group)
 
 
 def call(monkeypatch, module, *arguments):
@@ -133,25 +128,20 @@ def test_6_steps_equal_2_plus_4_bit_for_bit(whole, tmp_path):
     assert steps_of(tmp_path) == [2, 4, 6]
 
 
-def test_the_same_command_again_does_nothing_and_changed_options_are_said(whole, capsys):
+def test_a_finished_run_is_left_alone_and_so_is_one_of_another_kind(whole, capsys):
     before = (whole / "latest.pt").stat().st_mtime_ns
     run(whole, "--steps", 6, "--log-every", 2, "--lr", 0.0005)
     out = capsys.readouterr().out
     assert "step 6 is reached already" in out and "lr 0.001 -> 0.0005" in out
+    for arguments, message in (("--backbone resnet50", "backbone resnet18, this command has resnet50"),
+                               ("--conditioning none", "conditioning sigmoid-bn, this command has none"),
+                               ("--seed 7", "frozen weights")):  # another random backbone
+        with pytest.raises(InputError, match=f"was trained with {message}"):
+            run(whole, "--steps", 8, *arguments.split())
     assert (whole / "latest.pt").stat().st_mtime_ns == before
 
 
-def test_a_run_of_another_kind_is_not_resumed(whole):
-    with pytest.raises(InputError, match="backbone resnet18.*resnet50"):
-        run(whole, "--steps", 8, "--backbone", "resnet50")
-    with pytest.raises(InputError, match="frozen weights"):
-        run(whole, "--steps", 8, "--seed", 7)  # another random backbone
-
-
 # --------------------------------------------------------------------------------------------- two ranks
-
-RANKS = ("--steps", 4, "--diversity-every", 2)  # one pair for Eq. 6 on each of two ranks
-
 
 def through_batch_norms(here):
     """Gradients and statistics of two batch norms over all ranks, of this rank's part of a batch."""
@@ -198,7 +188,8 @@ def two_ranks(tmp_path_factory):
 
 def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(two_ranks):
     """In float64, to the last digits: statistics, running statistics, and gradients."""
-    expected, parts = through_batch_norms(ranks.Ranks(CPU)), [load(two_ranks / f"rank{rank}.pt") for rank in (0, 1)]
+    expected = through_batch_norms(ranks.Ranks(torch.device("cpu")))
+    parts = [load(two_ranks / f"rank{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(torch.cat([part.pop("x") for part in parts]), expected.pop("x"))
     for part in parts:  # average_gradients takes means where this sum over the batch is a sum
         torch.testing.assert_close({**part, "weight": 2 * part["weight"]}, expected)
@@ -215,9 +206,7 @@ def test_one_rank_equals_two(two_ranks, tmp_path, monkeypatch):
                    and "running" not in k]
         moved = torch.cat([(one[name][k] - begin[name][k]).flatten() for k in trained])
         apart = torch.cat([(one[name][k] - two[name][k]).flatten() for k in trained])
-        print(f"{name}: moved by {moved.norm():.2e}, largest {moved.abs().max():.1e}; the two runs differ by "
-              f"{apart.norm():.2e}, largest {apart.abs().max():.1e}")
-        assert apart.norm() < 0.03 * moved.norm() and apart.abs().max() < 1e-5, name
+        assert apart.norm() < 0.03 * moved.norm() and apart.abs().max() < 1e-5, (name, moved.norm(), apart.norm())
 
 
 # --------------------------------------------------------------------------------------- kills and signals
@@ -226,7 +215,8 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
     """SIGKILL during a write, then at any moment of a step, and so on: the same command goes on from a whole file."""
     rng, reached = random.Random(0), 0
     for kill in range(int(os.environ.get("KILLS", 2))):
-        process, target = start_training(tmp_path), reached + rng.randint(1, 3)
+        process = start(ROOT / "train.py", *options(tmp_path, *UNTIL_KILLED))
+        target = reached + rng.randint(1, 3)
         wait_until(lambda: target + 1 in steps_of(tmp_path), process)  # so step `target` is saved
         if kill % 2:
             time.sleep(0.5 * rng.random())
@@ -243,7 +233,8 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
 def test_signals_save_and_exit_cleanly(tmp_path):
     """To the whole process group, as a scheduler or a terminal sends them: the loader process gets them too."""
     both = {number: tmp_path / number.name for number in (signal.SIGTERM, signal.SIGINT)}
-    processes = {number: start_training(folder, "--workers", 1, group=True) for number, folder in both.items()}
+    processes = {number: start(ROOT / "train.py", *options(folder, *UNTIL_KILLED, "--workers", 1), group=True)
+                 for number, folder in both.items()}
     for number, folder in both.items():
         wait_until((folder / "latest.pt").is_file, processes[number])
         os.killpg(processes[number].pid, number)
@@ -274,7 +265,7 @@ def test_a_bad_file_in_a_loader_process_is_one_line_and_exit_code_2(tmp_path, mo
     assert load(tmp_path / "latest.pt")["step"] == 2, "what was learnt before is kept"
 
 
-# --------------------------------------------------------------------------------- checkpoints and pictures
+# -------------------------------------------------------------------------------------------- run folder
 
 def test_the_run_folder_has_what_its_docstring_says(whole):
     assert json.loads((whole / "options.json").read_text())["steps"] == 6
@@ -285,14 +276,10 @@ def test_the_run_folder_has_what_its_docstring_says(whole):
         assert np.isfinite(line[name]), name
     width, height = Image.open(whole / "strip.png").size
     assert (width, height) == (7 * 128, 6 * 128 + 16), "seven columns, six rows, and a line of titles"
-
-
-def test_checkpoints_hold_plain_types_and_no_backbone(whole):
-    """What is frozen is rebuilt on resume, and its fingerprint must be that of the start."""
-    state = load(whole / "latest.pt")  # weights_only: plain types
+    state, frozen_bytes = load(whole / "latest.pt"), 4 * 11_176_512  # weights_only: plain types
     assert not [k for net in ("D", "P") for k in state[net] if "backbone" in k]
-    backbone_bytes = 4 * 11_176_512
-    assert (whole / "latest.pt").stat().st_size < backbone_bytes and (whole / "ema_0000006.pt").stat().st_size < 5e6
+    assert (whole / "latest.pt").stat().st_size < frozen_bytes and (whole / "ema_0000006.pt").stat().st_size < 5e6
+    # what is frozen is built anew on resume: as it was at the start, and as it is after the run
     D = Discriminator(11, "resnet18", "random", (128, 96, 64, 48, 32), 32, seed=0)
     assert runs.fingerprint(D) == pytest.approx(state["identity"]["frozen"][0])
 
@@ -319,12 +306,6 @@ def test_checkpoints_hold_plain_types_and_no_backbone(whole):
 def test_bad_options_get_one_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", "--steps", 1, *arguments.split())
-
-
-def test_the_pictures_of_eq6_are_counted_on_each_rank(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "setup_ranks", lambda device: ranks.Ranks(CPU, 0, 2))
-    with pytest.raises(InputError, match="--diversity-every 4: the pictures in memory at once, 2, must be a multiple"):
-        run(tmp_path, "--steps", 1)
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
