@@ -76,6 +76,7 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
     smoothed = (1 - smoothing) * own_class + smoothing / C * (every_class.sum(1) - own_class)
     # L_D = - E sum_c alpha_c sum_i t_ic (1 - p(x)_ic)^gamma log p(x)_ic                     (Eq. 3)
     #       - E sum_i (1 - p(g)_i,C+1)^gamma log p(g)_i,C+1
+    # `smoothed` is the first line's focal term of pixel i; the second line has neither alpha nor smoothing.
     real = -(alpha[label_map] * smoothed).sum(dim=(1, 2)).mean()
     fake = -focal_log(log_p_g_fake, gamma).sum(dim=(1, 2)).mean()
     return real + fake
@@ -98,7 +99,8 @@ def contrastive_loss(features, fake, real, rng, anchors=256, negatives=128, tau=
     """L_NCE (Eq. 5), summed over the scales 1/4, 1/8, 1/16. A scalar.
 
     Anchors: A random positions of the generated picture. Positive: the same position of the real picture. Negatives: N
-    other positions of that real picture (draw_positions). New positions for each scale, the same for all pictures.
+    other positions of that real picture (draw_positions). New positions for each scale and micro-batch, the same for
+    all of its pictures and on all ranks.
     Only the anchors carry a gradient, to G and to the projections. info_nce is the equation.
 
     features: ContrastiveFeatures. fake, real (B, 3, H, W) in [-1, 1]. rng: a CPU torch.Generator, for the positions.
@@ -128,8 +130,9 @@ def contrastive_loss(features, fake, real, rng, anchors=256, negatives=128, tau=
 def draw_positions(pixels, anchors, negatives, rng):
     """Which of the `pixels` positions of a feature map are anchors, and which are their negatives (Eq. 5).
 
-    -> anchor (A,), candidate (N + 1,), left_out (A, N + 1) bool. All anchors share one draw of N + 1 candidates. Each
-    anchor skips one of them: its own position if it was drawn, otherwise the last. So each has N negatives.
+    -> anchor (A,), candidate (N + 1,), left_out (A, N + 1) bool. An anchor's own position must not be its negative. So
+    one candidate more than needed is drawn, N + 1 for all anchors. Each anchor skips one of them: its own position if
+    it was drawn, otherwise the last.
     Example with N = 2 and the candidates 5, 2, 9: anchor 2 uses 5 and 9, anchor 7 uses 5 and 2.
     A map that is too small has fewer anchors and negatives.
     """

@@ -98,8 +98,8 @@ def generator_losses(G, D, P, batch, alpha, rng, args):
     fake_logits = D(fake, fake_features)                                  # (B, C + 1, H, W)
     # PAPER: "a weighted average of three loss functions"; Eq. 3 and 4 are sums over pixels, Eq. 5 has one anchor.
     # HERE: Eq. 3, 4 and 5 are sums, and all are divided by H*W; a common factor does not change Adam's step. Eq. 6 is
-    # divided by C_f H W / d_z in losses.py, which is H*W at full size (C_f = d_z = 64). / WHY: with means everywhere
-    # (--reduction mean) lambda_C = 100 swamps L_G (RESULTS.md).
+    # on that scale: its norms are means in losses.py, which divides the ratio by C_f H W / d_z = H*W at full size
+    # (C_f = d_z = 64). / WHY: with means everywhere (--reduction mean) lambda_C = 100 swamps L_G (RESULTS.md).
     terms = {"gan": args.lambda_gan * generator_loss(fake_logits, label_map, alpha, args.gamma) / pixels}     # (Eq. 4)
     if args.lambda_c > 0:
         terms["contrastive"] = args.lambda_c * contrastive_loss(                                              # (Eq. 5)
@@ -203,8 +203,9 @@ def loop(args, system, run, done, ranks):
             history, busy_since = [], time.time()
         paused = time.time()
         if due & {"picture", "score", "average"}:
-            first = training_batches(dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
-            refresh_ema(ema, G, with_noise(first, G.z_dim, micro, args, ranks))
+            # before the average draws: batch-norm statistics of its own, over the first 16 training batches
+            for_statistics = training_batches(dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
+            refresh_ema(ema, G, with_noise(for_statistics, G.z_dim, micro, args, ranks))
         if "picture" in due:
             runs.draw_strip(run, [z_of_seed(i, G.z_dim) for i in range(2 * STRIP_ROWS)], step, ranks)
         scores = {}
