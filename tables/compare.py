@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from baselines.iidm.sample import TABLE_2
 from data import DATASETS, open_dataset
-from support.checkpoints import read_lines, write_json
+from support.checkpoints import read_lines, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import COUNT, new_parser, number, seeds
 from support.pages import colour_labels, draw_rows
@@ -171,11 +171,17 @@ def run_one(args, row, seed, slot, jobs, training):
 
 
 def scored(args, row, seed):
-    """The eval.json of a run's last step, or None where it was not scored yet."""
-    file = folders_of(args, row, seed)[1] / "eval.json"
-    found = json.loads(file.read_text()) if file.is_file() else {"checkpoint": "", "scores": {}}
-    done = "iidm" in found["scores"] if row in TABLE_2 else Path(found["checkpoint"]).name == f"ema_{args.steps:07d}.pt"
-    return found if done else None
+    """The eval.json of a run's last step, or None where that was not scored yet."""
+    run, folder, pictures = folders_of(args, row, seed)
+    file, checkpoint = folder / "eval.json", run / f"ema_{args.steps:07d}.pt"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text())
+    if row not in TABLE_2:
+        return found if Path(found["checkpoint"]).name == checkpoint.name else None
+    # the scores are of a folder of pictures, whose manifest knows the checkpoint
+    drawn = json.loads((pictures / "manifest.json").read_text())["checkpoint"]
+    return found if "iidm" in found["scores"] and checkpoint.is_file() and drawn == sha256_of(checkpoint) else None
 
 
 def scores_of(args, row, seed):

@@ -315,6 +315,8 @@ def test_compare_trains_and_scores_rows_side_by_side_and_goes_on(tmp_path, monke
     for seeds, commands in (("0", 10), ("0,1", 19), ("0,1", 19)):  # the same command again runs nothing
         compare.main(compare.parse_options([*words, seeds]))
         assert len(made) == commands
+    other_steps = compare.parse_options([*words, "0", "--steps", "14"])
+    assert [compare.scored(other_steps, row, 0) for row in rows] == [None] * 3, "scores of 7 steps are none of 14"
     drawn = [" ".join(words) for words in made if "baselines.iidm.sample" in words]
     assert ["--rounds 1" in words for words in drawn] == ["iidm-table2-i2i/seed" in words for words in drawn]
     assert "iidm-table2-me/seed1" in drawn[-1] and f"--ensemble {out}/iidm/seed1/ema_0000006.pt" in drawn[-1]
