@@ -131,7 +131,7 @@ def loop(args, system, run, done, ranks):
     nets = {"G": G, "D": D, "P": P}
     _, micro, accumulation = split_batch(args, ranks)
     loader = training_batches(dataset, run.probabilities, done, args.steps, args, ranks)
-    history, busy_since, stopping = [], time.time(), StopOnSignals(ranks.world)
+    history, for_statistics, busy_since, stopping = [], [], time.time(), StopOnSignals(ranks.world)
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in range(done + 1, args.steps + 1):
         due = runs.what_is_due(step, args)
@@ -203,9 +203,10 @@ def loop(args, system, run, done, ranks):
             history, busy_since = [], time.time()
         paused = time.time()
         if due & {"picture", "score", "average"}:
-            # before the average draws: batch-norm statistics of its own, over the first 16 training batches
-            for_statistics = training_batches(dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
-            refresh_ema(ema, G, with_noise(for_statistics, G.z_dim, micro, args, ranks))
+            # before the average draws: batch-norm statistics of its own, over the first 16 training batches, read once
+            for_statistics = for_statistics or list(with_noise(training_batches(
+                dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), G.z_dim, micro, args, ranks))
+            refresh_ema(ema, G, for_statistics)
         if "picture" in due:
             runs.draw_strip(run, [z_of_seed(i, G.z_dim) for i in range(2 * STRIP_ROWS)], step, ranks)
         scores = {}
@@ -235,7 +236,7 @@ System = namedtuple("System", ("title", "build_networks", "draw_noise", "weigh",
 def train(args, system):
     """Everything that main does, on every rank. Raises InputError."""
     ranks = setup_ranks(args.device)
-    _, micro, accumulation = split_batch(args, ranks)
+    micro = split_batch(args, ranks)[1]
     if args.lambda_d > 0 and micro % args.diversity_every:
         raise InputError(f"--diversity-every {args.diversity_every}: the pictures in memory at once, {micro}, must be "
                          f"a multiple of it; give 1, or another --micro-batch-size")
@@ -254,7 +255,7 @@ def train(args, system):
     run = runs.Run(folder, dataset, validation, probabilities, G, D, P, copy.deepcopy(G).requires_grad_(False),
                    optimiser_G, optimiser_D, architecture, options, identity, scoring)
     done = runs.resume(run, args, ranks)
-    logs.banner(system.title, logs.describe(G, D, P, args), args, ranks, folder, done, len(dataset), accumulation)
+    logs.banner(system.title, logs.describe(G, D, P, args), args, ranks, folder, done, len(dataset))
     if args.compile:
         compile_networks(G, D, P)
     if done >= args.steps:

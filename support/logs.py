@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from support.checkpoints import append_line
 from support.errors import InputError
+from support.ranks import split_batch
 
 
 def add(values, new, accumulation):
@@ -31,7 +32,7 @@ def gradient_norms(terms, image, features):
         if term.requires_grad:
             by = torch.autograd.grad(term, (image, features), retain_graph=True, allow_unused=True)
         for where, g in zip(("image", "features"), by):
-            if (name, where) != ("diversity", "image"):  # the same names on every rank, pairs or none
+            if (name, where) != ("diversity", "image"):  # Eq. 6 does not reach the image
                 norms[f"{name}_gradient_{where}"] = image.new_zeros(()) if g is None else g.float().norm()
     return norms
 
@@ -130,9 +131,9 @@ def describe(G, D, P, args):
     return lines
 
 
-def banner(title, lines, args, ranks, run, done, images, accumulation):
+def banner(title, lines, args, ranks, run, done, images):
     """title, (name, text) lines of the system, and what every system has in common."""
-    micro = args.batch_size // ranks.world // accumulation
+    _, micro, accumulation = split_batch(args, ranks)
     precision = "bf16 autocast" if args.amp == "bf16" else "float32"
     lines = [("device", f"{ranks.device} ({ranks.device_name()}), {ranks.world} ranks, precision {precision}"),
              ("batch", f"{args.batch_size} = {ranks.world} ranks x {micro} images x {accumulation} accumulated"),

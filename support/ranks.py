@@ -107,7 +107,7 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         if not self.training and self.track_running_stats:
             return super().forward(x)
         dtype, x = x.dtype, x.float() if x.dtype == torch.bfloat16 else x
-        n = SumOverRanks.apply(x.new_tensor(x.numel() / x.shape[1]))  # shards may differ by a second z
+        n = SumOverRanks.apply(x.new_tensor(x.numel() / x.shape[1]))  # of all ranks
         mean = SumOverRanks.apply(x.sum(dim=(0, 2, 3))) / n                               # (C,)
         centred = x - mean[:, None, None]
         variance = SumOverRanks.apply(centred.square().sum(dim=(0, 2, 3))) / n            # (C,)

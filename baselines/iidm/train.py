@@ -21,14 +21,14 @@ from data import DATASETS, training_batches
 from support.checkpoints import load_checkpoint, save_checkpoint, sha256_of
 from support.errors import InputError, run_script
 from support.logs import add, banner, check_finite, write_metrics
-from support.optimisation import clip, lr_factor, update_ema
-from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, new_parser,
-                             number, parse_training)
+from support.optimisation import clip, set_lr, update_ema
+from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, first_look,
+                             new_parser, number, parse_training)
 from support.pages import colour_labels, draw_columns, to_pixels
 from support.ranks import StopOnSignals, average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
 from support.runs import check_identity, finish, start_logs, what_is_due
 from support.weights import fit
-from train import EMA_BATCHES, STRIP_ROWS, first_look, open_run
+from train import EMA_BATCHES, STRIP_ROWS, open_run
 
 # PAPER: no batch size, length, optimiser. / HERE: the released code's: AdamW 1e-4 without decay, 266,000 steps, EMA
 # 0.9999; 32 images for its 30. / WHY: 32 can be dealt to eight ranks.
@@ -65,7 +65,7 @@ def train(args):
             net.compile()
     parts = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in model.named_children())
     banner("IIDM", [("autoencoder", f"{args.autoencoder}, the first {A} steps"), ("parameters", parts)], args, ranks,
-           folder, done, len(dataset), accumulation)
+           folder, done, len(dataset))
     if done >= args.steps:
         ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
         return finish(folder, ranks)
@@ -95,9 +95,8 @@ def train(args):
             "noise": torch.randn(args.batch_size, *latent, generator=generator),
             "known": torch.rand(args.batch_size, generator=generator) >= args.mask_dropout}, ranks))
         net, optimiser, values = getattr(model, stage), optimisers[stage], {}
-        lr = args.autoencoder_lr * lr_factor(step, int(0.6 * A), A) if step <= A else \
-            args.lr * lr_factor(step, *args.lr_decay_steps)
-        optimiser.param_groups[0]["lr"] = lr
+        lr = (set_lr(optimiser, args.autoencoder_lr, step, (int(0.6 * A), A)) if step <= A
+              else set_lr(optimiser, args.lr, step, args.lr_decay_steps))
 
         # ==== one step of E and D, or of eps_theta (Algorithm 1)
         optimiser.zero_grad()
