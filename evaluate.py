@@ -174,7 +174,7 @@ def load_networks(args, G, dataset, ranks):
     inception = lpips = latencies = segmenter = None
     toy = args.dataset == "toy"  # what a newcomer gets without a download
     if "fid" in args.metrics:
-        weights = args.inception_weights or ("random" if toy else "download")
+        weights = args.inception_weights or (fid.without_download() if toy else "download")
         inception = rank_0_first(lambda: fid.load_inception(weights, ranks.device), ranks)
     if "diversity" in args.metrics:
         both = [weights or ("none" if toy else "download") for weights in (args.alexnet_weights, args.lpips_weights)]
@@ -184,11 +184,13 @@ def load_networks(args, G, dataset, ranks):
         z, compiled = noise([0], 0, G.z_dim), args.latency_modes == "both"                # (1, d_z)
         latencies = latency.score_latency(G, label_map, z, offsets, compiled, ranks)
     ranks.wait()
-    if "miou" in args.metrics and args.segmenter == "train":
+    kind = args.segmenter or segmentation.segmenter_of(args.dataset)
+    if "miou" in args.metrics and kind in ("lite0", "small"):
         training = open_dataset(args.dataset, args.data_path, "train", dataset.image_size)
-        segmenter = segmentation.trained_segmenter(training, args.dataset, args.segmenter_steps, ranks, args.cache_dir)
+        segmenter = segmentation.trained_segmenter(training, args.dataset, kind, args.segmenter_steps,
+                                                   args.segmenter_seed, ranks, args.cache_dir)
     elif "miou" in args.metrics:
-        segmenter = segmentation.load_segmenter(args.segmenter, dataset, ranks, args.batch_size, args.segmenter_size,
+        segmenter = segmentation.load_segmenter(kind, dataset, ranks, args.batch_size, args.segmenter_size,
                                                 args.segmenter_labels)
     return inception, lpips, latencies, segmenter
 

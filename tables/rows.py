@@ -24,7 +24,7 @@ ROWS = {
     "table2-swin-b": Row("2", "Swin-B, gradients clipped", "--backbone swin_b", "29.5 / 55.4"),
     "table2-resnet50": Row("2", "ResNet-50", "--backbone resnet50", "24.6 / 60.5"),
     "table2-efficientnet-lite1": Row(
-        "2", "EfficientNet-Lite1 (timm)", "--backbone timm:tf_efficientnet_lite1",
+        "2", "EfficientNet-Lite1 (pip)", "--backbone efficientnet_lite1",
         "24.5 / 63.1"),
     "table2-convnext-b": Row("2", "ConvNeXt-B", "--backbone convnext_base", "23.5 / 63.5"),
     "table2-convnext-l": Row("2", "ConvNeXt-L", "--backbone convnext_large", "22.7 / 67.8"),

@@ -45,7 +45,8 @@ def any_discriminator(request):
 EXPECTED_CHANNELS = {  # of the four stages, from the papers of these networks
     "convnext_large": (192, 384, 768, 1536), "convnext_base": (128, 256, 512, 1024),
     "convnext_tiny": (96, 192, 384, 768), "resnet50": (256, 512, 1024, 2048),
-    "resnet18": (64, 128, 256, 512), "swin_b": (128, 256, 512, 1024)}
+    "resnet18": (64, 128, 256, 512), "swin_b": (128, 256, 512, 1024), "efficientnet_lite0": (24, 40, 112, 320),
+    "efficientnet_lite1": (24, 40, 112, 320), "efficientnet_lite2": (24, 48, 120, 352)}
 
 
 def test_features_come_from_strides_4_8_16_32_and_the_backbone_stays_as_it_is(any_discriminator, request):

@@ -30,7 +30,7 @@ ALONE = Ranks(CPU)
 
 class TinyFeatures(nn.Module):
     """Sixteen features instead of Inception's, where its weights do not matter."""
-    width = 16
+    width, resized = 16, "not at all"
 
     def forward(self, pictures):
         kernel = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -244,7 +244,7 @@ def test_the_trained_segmenter_is_cached_the_same_each_time_and_blind_to_its_bat
     for seed, folder in enumerate("aab"):
         monkeypatch.setattr(segmentation, "train_segmenter", None if seed == 1 else train)  # the second: from the cache
         torch.manual_seed(seed)
-        net, mapping, protocol = segmentation.trained_segmenter(toy, "toy", 3, ALONE, tmp_path / folder)
+        net, mapping, protocol = segmentation.trained_segmenter(toy, "toy", "small", 3, 0, ALONE, tmp_path / folder)
         states.append(net.state_dict())
         drawn = torch.rand(())
         torch.manual_seed(seed)
@@ -259,7 +259,7 @@ def test_the_trained_segmenter_is_cached_the_same_each_time_and_blind_to_its_bat
 def test_training_teaches_the_segmenter():
     """Sixty small steps on eight scenes: better than chance on them by far."""
     toy = toy_of(32, "train", 8)
-    net = segmentation.Segmenter(segmentation.train_segmenter(toy, 60, 8, CPU, False))
+    net = segmentation.Segmenter(segmentation.train_segmenter(toy, "small", 60, 8, 0, CPU, False))
     scored = Scored((32, 32), 8, lambda i: np.zeros((32, 32, 3), np.uint8), dataset=toy)
     generated, real, _ = segmentation.compare((net, torch.arange(11), ""), scored, ALONE, 4)
     assert segmentation.pixel_accuracy(real) > 0.8 > segmentation.pixel_accuracy(generated)
