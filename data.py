@@ -177,7 +177,7 @@ def sampling_probabilities(presence, unknown=None):
     """p of each image, proportional to f_k^(-1/2) (Sec. 4.1, "favoring rare classes"). (N, C) bool -> (N,) float64.
 
     Example: a class in one image of a hundred makes this image ten times as likely as one of common classes only.
-    PAPER: silent on unknown pixels. / HERE: unknown is not a class; an image with nothing else has f_k = 1.
+    PAPER: silent on unknown pixels. / HERE: unknown is not a class; an image with only unknown pixels has f_k = 1.
     """
     presence = np.array(presence, dtype=bool)
     if unknown is not None:
@@ -192,8 +192,8 @@ class RareClassBatches:
     """Batch sampler: this rank's part of each step's global batch, as keys (index, epoch, draw) of a Dataset.
 
     The draws are one sequence, a function of the seed alone, whatever the number of ranks: draw n belongs to step
-    n // batch_size. An epoch is N draws with replacement. Steps first_step .. last_step - 1.
-    So a resumed run goes on with the draws of its step, and eight ranks together see the batch that one would see.
+    n // batch_size. An epoch is N draws with replacement. Steps count from 0 here: first_step .. last_step - 1.
+    So a resumed run goes on with the draws of its step, and eight ranks together get the batch of one rank alone.
     """
 
     def __init__(self, probabilities, batch_size, first_step, last_step, seed=0, rank=0, world=1):
@@ -254,16 +254,24 @@ def batches_of(loader):
 def open_dataset(name, path, split, image_size, seed=0, instances=True):
     """--dataset NAME, --data-path -> a Dataset. image_size: (H, W). split: "train" or "val". Raises InputError.
 
-    instances: see Dataset; False for baselines that know none.
+    path: None looks in the usual places. instances: see Dataset; False for baselines that know none.
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name} is unknown; choose from {', '.join(DATASETS)}")
     if name == "toy":
         return Dataset(ToyScenes(split, image_size), image_size, seed, instances)
-    open_reader, tree = READERS[name]
-    if path is None:
-        raise InputError(f"--data-path DIR is missing; {tree}")
-    return Dataset(open_reader(path, split), image_size, seed, instances)
+    return Dataset(READERS[name][0](path or usual_path(name), split), image_size, seed, instances)
+
+
+def usual_path(name):
+    """Where dataset `name` lies if --data-path is not given: below data/ or $DP_SIMS_DATA. Raises InputError."""
+    folder = "ADEChallengeData2016" if name == "ade20k" else name
+    places = [Path(parent) / folder for parent in ("data", os.environ.get("DP_SIMS_DATA")) if parent]
+    for place in places if name != "folder" else []:
+        if place.is_dir():
+            return place
+    looked = "; no " + " and no ".join(map(str, places)) + ", so give it, or unpack there" if name != "folder" else ""
+    raise InputError(f"--data-path DIR is missing{looked}. {READERS[name][1]}")
 
 
 # ------------------------------------------------------------------------------------------ python data.py

@@ -16,7 +16,7 @@ Start with Discriminator.forward, the last class. Its parts stand above it:
     x or g       | image               | (B, 3, H, W) in [-1, 1], H and W divisible by 32
     F_l          | features[l - 1]     | (B, C_l, H / 2^(l+1), W / 2^(l+1))
     F~_l         | conditioned[l - 1]  | the same
-    log-odds of p| logits              | (B, C + 1, H, W)
+    p            | logits              | (B, C + 1, H, W), before the softmax
 
 Gradients flow through the backbone to the image, never to its parameters.
 """
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name, weights="imagenet", seed=0):
         super().__init__()
-        mean, std, self.channels_come_last = IMAGENET_MEAN, IMAGENET_STD, name.startswith("swin")
+        mean, std, self.channels_come_last = IMAGENET_MEAN, IMAGENET_STD, "swin" in name
         if timm_name(name):
             self.whole, mean, std = load_timm(name, weights, seed)
         elif name in BACKBONES:
@@ -88,19 +88,17 @@ class Backbone(nn.Module):
             raise ValueError(f"backbone '{name}' has {self.channels} channels, BACKBONES says {BACKBONES[name]}")
 
     def train(self, mode=True):
-        return super().train(False)  # frozen means its batch norm and stochastic depth too
+        return super().train(False)  # frozen: batch norm and stochastic depth stay in eval mode, too
 
     def forward(self, image):
         # PAPER: silent on the input. / HERE: ImageNet's mean and std, no resizing. / WHY: these
         # weights expect them, and the decoder must align with the image.
         x = ((image + 1) / 2 - self.mean) / self.std
-        if self.whole is not None:
-            return self.whole(x)
-        features = []
-        for stage in self.stages:
+        features = self.whole(x) if self.whole is not None else []
+        for stage in self.stages if self.whole is None else []:
             x = stage(x)
-            features.append(x.permute(0, 3, 1, 2) if self.channels_come_last else x)  # (B, C_l, H_l, W_l)
-        return features
+            features.append(x)
+        return [f.permute(0, 3, 1, 2) if self.channels_come_last else f for f in features]  # (B, C_l, H_l, W_l)
 
 
 def four_stages(model, name):

@@ -13,10 +13,11 @@
     p(x), p(g)       | logits      | (B, C + 1, H, W), before the softmax; index C is "fake"
     t                | label_map   | (B, H, W) integers 0..C-1
     alpha_c          | alpha       | (C,)
-    H_x, H_g         | h_x, h_g    | (B, 256, H / 4, W / 4), (.., H / 8, ..), (.., H / 16, ..), after the convolution;
-                     |             | the MLP follows in ContrastiveFeatures.project
+    H_x, H_g         | h_x, h_g    | (B, 256, H / 4, W / 4), (.., H / 8, ..), (.., H / 16, ..), after the paper's
+                     |             | convolution, which runs over the whole map before pixels are picked
+    z, z+, z-_n      | picked      | (B, n, 256), features at the picked pixels, before the MLP; not the noise
     v, v+, v-_n      | v, v_pos, v_neg | (B, A, d_v), (B, A, d_v), (B, M, d_v), of length 1; d_v = 256, M = N + 1
-    G^f(z_1, t), ... | features_1, features_2 | (B, C_f, H, W)
+    G^f(z_1, t), ... | features_1, features_2 | (P, C_f, H, W), P pairs
 
 Every function computes in float32, also under autocast.
 """
@@ -76,14 +77,15 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
     smoothed = (1 - smoothing) * own_class + smoothing / C * (every_class.sum(1) - own_class)
     # L_D = - E sum_c alpha_c sum_i t_ic (1 - p(x)_ic)^gamma log p(x)_ic                     (Eq. 3)
     #       - E sum_i (1 - p(g)_i,C+1)^gamma log p(g)_i,C+1
-    # `smoothed` is the first line's focal term of pixel i; the second line has neither alpha nor smoothing.
+    # sum_c t_ic (...) leaves the pixel's own class, for t is one-hot: `smoothed` is that term of pixel i.
+    # The second line has neither alpha nor smoothing.
     real = -(alpha[label_map] * smoothed).sum(dim=(1, 2)).mean()
     fake = -focal_log(log_p_g_fake, gamma).sum(dim=(1, 2)).mean()
     return real + fake
 
 
 def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
-    """L_G (Eq. 4): D shall assign each generated pixel to the class of its label. A scalar; shapes as in Eq. 3.
+    """L_G (Eq. 4): G wants D to assign each generated pixel to its label's class. A scalar; shapes as in Eq. 3.
 
     gamma 0: the first term of (DP-GAN Eq. 7).
     """
@@ -95,44 +97,45 @@ def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
 
 # ------------------------------------------------------------------------- Eq. 5, from top to bottom
 
-def contrastive_loss(features, fake, real, rng, anchors=256, negatives=128, tau=0.3, reduction="sum"):
+def contrastive_loss(P, fake, real, rng, anchors=256, negatives=128, tau=0.3, reduction="sum"):
     """L_NCE (Eq. 5), summed over the scales 1/4, 1/8, 1/16. A scalar.
 
     Anchors: A random positions of the generated picture. Positive: the same position of the real picture. Negatives: N
-    other positions of that real picture (draw_positions). New positions for each scale and micro-batch, the same for
-    all of its pictures and on all ranks.
+    other positions of that real picture (draw_positions). Each scale of each micro-batch gets new positions. All its
+    pictures, and all ranks, share them.
     Only the anchors carry a gradient, to G and to the projections. info_nce is the equation.
 
-    features: ContrastiveFeatures. fake, real (B, 3, H, W) in [-1, 1]. rng: a CPU torch.Generator, for the positions.
-    reduction: "sum" over the anchors, divided by H*W as Eq. 3 and 4 are in train.py; "mean" over the anchors.
+    P: ContrastiveFeatures, as in train.py. fake, real (B, 3, H, W) in [-1, 1]. rng: a CPU torch.Generator, for the
+    positions. reduction: "sum" over the anchors, which train.py divides by H*W of the picture as it does Eq. 3 and 4;
+    "mean" over the anchors.
 
     PAPER: one anchor, its positive and N negatives.
-    HERE: 256 anchors a scale, at positions shared by the batch, real side detached.
+    HERE: 256 anchors a scale, at positions shared by the batch; one set of N + 1 candidates; real side detached.
     WHY: CUT's habit; shared positions do not depend on how the batch is split over ranks.
     """
     # TRAP: fake first. Autocast keeps the bf16 weights of the first pass. If that pass is under no_grad, the
     # projections get no gradient (seen with torch 2.6).
-    H_g, total = features(fake), 0
+    H_g, total = P(fake), 0
     with torch.no_grad():
-        H_x = features(real)
+        H_x = P(real)
     for scale, (h_g, h_x) in enumerate(zip(H_g, H_x)):                    # (B, width, H_l, W_l) each
         positions = draw_positions(h_g[0, 0].numel(), anchors, negatives, rng)
         anchor, candidate, left_out = (p.to(fake.device, non_blocking=True) for p in positions)  # (A,), (M,), (A, M)
-        v = features.project(scale, h_g, anchor)                          # (B, A, d_v), of the generated picture
+        v = P.project(scale, h_g, anchor)                                 # (B, A, d_v), of the generated picture
         with torch.no_grad():
-            v_pos = features.project(scale, h_x, anchor)                  # (B, A, d_v), the same places of the real one
-            v_neg = features.project(scale, h_x, candidate)               # (B, M, d_v), other places of it
+            v_pos = P.project(scale, h_x, anchor)                         # (B, A, d_v), the same places of the real one
+            v_neg = P.project(scale, h_x, candidate)                      # (B, M, d_v), other places of it
         L_NCE = info_nce(v, v_pos, v_neg, left_out, tau)
         total = total + (L_NCE if reduction == "sum" else L_NCE / len(anchor))
-    return total / fake[0, 0].numel() if reduction == "sum" else total
+    return total
 
 
 def draw_positions(pixels, anchors, negatives, rng):
     """Which of the `pixels` positions of a feature map are anchors, and which are their negatives (Eq. 5).
 
-    -> anchor (A,), candidate (N + 1,), left_out (A, N + 1) bool. An anchor's own position must not be its negative. So
-    one candidate more than needed is drawn, N + 1 for all anchors. Each anchor skips one of them: its own position if
-    it was drawn, otherwise the last.
+    -> anchor (A,), candidate (N + 1,), left_out (A, N + 1) bool. N + 1 candidates are drawn once, and all anchors share
+    them. An anchor's own position must not be its negative. So each anchor uses N of them: it leaves out its own
+    position or, if that was not drawn, the last one.
     Example with N = 2 and the candidates 5, 2, 9: anchor 2 uses 5 and 9, anchor 7 uses 5 and 2.
     A map that is too small has fewer anchors and negatives.
     """
@@ -156,6 +159,7 @@ def info_nce(v, v_pos, v_neg, left_out, tau=0.3):
         negative = torch.einsum("bad,bmd->bam", v, v_neg) / tau           # (B, A, M)
     negative = negative.masked_fill(left_out, float("-inf"))
     # L_NCE = -log( e^(v.v+ / tau) / (e^(v.v+ / tau) + sum_n e^(v.v-_n / tau)) )             (Eq. 5)
+    # with -log( e^a / (e^a + sum e^b) ) = logsumexp(a, b, ...) - a
     L_NCE = torch.cat([positive, negative], dim=2).logsumexp(dim=2) - positive[..., 0]  # (B, A)
     return L_NCE.sum(dim=1).mean()
 
@@ -206,11 +210,12 @@ class ContrastiveFeatures(nn.Module):
 def diversity_loss(features_1, features_2, z_1, z_2, tau_div=1.0):
     """L_Div (Eq. 6): two z of one label map must give different features. Mean over the pairs.
 
-    features (pairs, C_f, H, W), z (pairs, d_z). train.generator_losses pairs every fourth picture of a batch.
+    features (P, C_f, H, W), z (P, d_z): entry p of _1 and of _2 is one label map drawn with z_1 and with z_2.
+    train.generator_losses draws every fourth picture of a batch so.
     """
     # PAPER: L1 norms, tau_div not given. / HERE: mean absolute differences, tau_div 1. / WHY: the
     # ratio is the paper's times d_z / (C_f H W), so that tau_div does not depend on the image size.
-    features_apart = (features_1.float() - features_2.float()).abs().mean(dim=(1, 2, 3))  # (B,)
-    z_apart = (z_1 - z_2).float().abs().mean(dim=1)                                       # (B,)
+    features_apart = (features_1.float() - features_2.float()).abs().mean(dim=(1, 2, 3))  # (P,)
+    z_apart = (z_1 - z_2).float().abs().mean(dim=1)                                       # (P,)
     # L_Div = max[0, tau_div - ||G^f(z_1, t) - G^f(z_2, t)||_1 / ||z_1 - z_2||_1]            (Eq. 6)
     return (tau_div - features_apart / z_apart).clamp_min(0).mean()

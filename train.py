@@ -62,22 +62,25 @@ PAPER = dict(
 # PAPER: no training length. / HERE: OASIS's epochs, in steps of 64 images: 200 of ADE20K's 20,210 images are the 63,000
 # above. / WHY: the comparison of Table 1 is with it.
 OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000, image_size="256x512")}
-# Found by measuring (RESULTS.md): the best pictures in about eight minutes on two CPU cores.
+# Found by measuring (RESULTS.md): toy scenes in about eight minutes on two CPU cores; a few hundred photos in an hour.
 TOY = dict(
     image_size="64", steps=2000, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
     anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[1200, 2000], workers=1,
     picture_every=200, save_every=200, ema_every=0)
-TOY_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8, noise_width=32,
-                     padding="reflect")
-TOY_DISCRIMINATOR = dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32)
-TOY_CONTRASTIVE = dict(vgg_share=0.25, width=64)
+LAPTOP = dict(TOY, image_size="128", steps=3000, lr_decay_steps=[1800, 3000], backbone="efficientnet_lite1",
+              backbone_weights="imagenet")
+PRESETS = {"paper": {}, "toy": TOY, "laptop": LAPTOP}
+SMALL_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8, noise_width=32,
+                       padding="reflect")  # the networks of toy and laptop
+SMALL_DISCRIMINATOR = dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32)
+SMALL_CONTRASTIVE = dict(vgg_share=0.25, width=64)
 PRETRAIN_STEPS, PRETRAIN_BATCH = 150, 32  # --backbone-weights self
 EMA_BATCHES, STRIP_ROWS = 16, 6  # training batches that give the average its batch-norm statistics; rows of strip.png
 
 
 # ------------------------------------------------------------------------------------------ the two steps
-# PAPER: the order of the two steps is not said. / HERE: G first; D then learns from the same pictures, which G drew
-# before its step. / WHY: pictures and their backbone features are computed once.
+# PAPER: the order of the two steps is not said. / HERE: G first; D then learns from the pictures that G drew before G
+# was updated. / WHY: pictures and their backbone features are computed once.
 
 def generator_losses(G, D, P, batch, alpha, rng, args):
     """(1) The generator minimises  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div  (Sec. 3.3).
@@ -87,8 +90,8 @@ def generator_losses(G, D, P, batch, alpha, rng, args):
     """
     real, label_map, z_1, z_2 = batch["real"], batch["label_map"], batch["z_1"], batch["z_2"]
     B, pixels = len(label_map), label_map[0].numel()
-    # PAPER: Eq. 6 is an expectation over label maps. / HERE: every fourth picture of a batch is drawn with a second z.
-    # WHY: the same expectation for a quarter of the second generator pass. The extra pictures count in G's batch norm.
+    # PAPER: which pictures of a batch get a second z is not said. / HERE: every fourth one. / WHY: the same mean of
+    # Eq. 6, at a quarter of the cost. The extra pictures count in G's batch norm.
     twice = slice(0, B if args.lambda_d > 0 else 0, args.diversity_every)  # pictures 0, 4, 8, ...; none without Eq. 6
     offsets = torch.cat([batch["offsets"], batch["offsets"][twice]]) if "offsets" in batch else None
     z = torch.cat([z_1, z_2[twice]])                                      # (B + extra, d_z)
@@ -97,13 +100,13 @@ def generator_losses(G, D, P, batch, alpha, rng, args):
     fake_features = D.features(fake)                                      # F_1 ... F_4; the gradient goes through them
     fake_logits = D(fake, fake_features)                                  # (B, C + 1, H, W)
     # PAPER: "a weighted average of three loss functions"; Eq. 3 and 4 are sums over pixels, Eq. 5 has one anchor.
-    # HERE: Eq. 3, 4 and 5 are sums, and all are divided by H*W; a common factor does not change Adam's step. Eq. 6 is
-    # on that scale: its norms are means in losses.py, which divides the ratio by C_f H W / d_z = H*W at full size
-    # (C_f = d_z = 64). / WHY: with means everywhere (--reduction mean) lambda_C = 100 swamps L_G (RESULTS.md).
+    # HERE: Eq. 3, 4 and 5 are sums, each divided by H*W of the picture. The ratio in Eq. 6 is one of means: the paper's
+    # ratio divided by C_f H W / d_z, which is H*W at full size, where C_f = d_z = 64. / WHY: without clipping, a factor
+    # common to all changes nothing in Adam. With means everywhere lambda_C = 100 swamps L_G (RESULTS.md).
     terms = {"gan": args.lambda_gan * generator_loss(fake_logits, label_map, alpha, args.gamma) / pixels}     # (Eq. 4)
     if args.lambda_c > 0:
-        terms["contrastive"] = args.lambda_c * contrastive_loss(                                              # (Eq. 5)
-            P, fake, real, rng, args.anchors, args.negatives, args.tau, args.reduction)
+        L_NCE = contrastive_loss(P, fake, real, rng, args.anchors, args.negatives, args.tau, args.reduction)  # (Eq. 5)
+        terms["contrastive"] = args.lambda_c * (L_NCE / pixels if args.reduction == "sum" else L_NCE)
     if args.lambda_d > 0:
         terms["diversity"] = args.lambda_d * diversity_loss(                                                  # (Eq. 6)
             G_f[:B][twice], G_f[B:], z_1[twice], z_2[twice], args.tau_div)
@@ -151,8 +154,8 @@ def loop(args, system, run, done, ranks):
         parts, values, made = parts_of(batch, micro), {}, []
 
         # ==== (1) Generator: minimise  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div     (Eq. 4, 5, 6)
-        # Moves G and the projections P of Eq. 5. D is held, but the gradient goes through it, and through its frozen
-        # backbone, to the picture. system.generator_losses: the one above, or a baseline's.
+        # Moves G and the projections P of Eq. 5. D's weights are frozen here, but the gradient passes through D and its
+        # backbone to the picture. system.generator_losses: the one above, or a baseline's.
         for p in D_parameters:
             p.requires_grad_(False)
         run.optimiser_G.zero_grad()
@@ -203,9 +206,11 @@ def loop(args, system, run, done, ranks):
             history, busy_since = [], time.time()
         paused = time.time()
         if due & {"picture", "score", "average"}:
-            # before the average draws: batch-norm statistics of its own, over the first 16 training batches, read once
-            for_statistics = for_statistics or list(with_noise(training_batches(
-                dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), G.z_dim, micro, args, ranks))
+            # The average is about to be used. Its batch-norm statistics are measured first, on 16 training batches,
+            # which are read once and kept.
+            if not for_statistics:
+                first_batches = training_batches(dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
+                for_statistics = list(with_noise(first_batches, G.z_dim, micro, args, ranks))
             refresh_ema(ema, G, for_statistics)
         if "picture" in due:
             runs.draw_strip(run, [z_of_seed(i, G.z_dim) for i in range(2 * STRIP_ROWS)], step, ranks)
@@ -296,13 +301,13 @@ def build_networks(args, dataset, probabilities, folder, ranks):
 
 def build_generator(args, dataset):
     options = dict(num_classes=len(dataset.classes), offset_channels=2 * dataset.has_instances, noise=args.noise,
-                   self_attention=args.self_attention == "on", **(TOY_GENERATOR if args.preset == "toy" else {}))
+                   self_attention=args.self_attention == "on", **({} if args.preset == "paper" else SMALL_GENERATOR))
     return Generator(**options), options
 
 
 def build_discriminator(args, dataset, probabilities, folder, ranks):
     """D on its frozen backbone, which --backbone-weights self pre-trains first, once. Raises InputError."""
-    C, weights, widths = len(dataset.classes), args.backbone_weights, TOY_DISCRIMINATOR if args.preset == "toy" else {}
+    C, weights, widths = len(dataset.classes), args.backbone_weights, {} if args.preset == "paper" else SMALL_DISCRIMINATOR
     if weights == "self":
         key = dataset.fingerprint(), dataset.classes, args.seed, *args.image_size
         weights = str(self_trained_file(folder, args.backbone, *key))
@@ -314,7 +319,7 @@ def build_discriminator(args, dataset, probabilities, folder, ranks):
 
 def build_contrastive(args, ranks):
     """The features of Eq. 5, or None without it. Raises InputError for weights that do not fit."""
-    options = TOY_CONTRASTIVE if args.preset == "toy" else {}
+    options = {} if args.preset == "paper" else SMALL_CONTRASTIVE
     return None if args.lambda_c == 0 else rank_0_first(lambda: build_frozen(
         lambda: ContrastiveFeatures(args.vgg_weights, seed=args.seed, **options), "vgg19", args.vgg_weights,
         "--vgg-weights"), ranks)
@@ -339,7 +344,7 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add = add_data_options(parser, DATASETS).add_argument
     add("--offsets", choices=("on", "off"), help="instance offsets as input, where there are instances")
     add = parser.add_argument_group("networks").add_argument
-    add("--preset", choices=("paper", "toy"), help="sizes of the networks, and every default below")
+    add("--preset", choices=PRESETS, help="sizes of the networks, and every default below")
     add("--noise", choices=("cross-attention", "concatenation"), help="how z enters the generator (Table 6)")
     add("--self-attention", choices=("on", "off"), help="in the label pyramid (Table 6)")
     add("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)}, or timm:NAME (pip install timm)")
@@ -374,10 +379,10 @@ def defaults_of(known):
     """The numbers that the command line does not give: the dataset's or the toy preset's, over the paper's."""
     defaults = dict(PAPER, preset=known.preset, model="dp-sims", output_dir=f"runs/{known.dataset}",
                     inception_weights=without_download() if known.dataset == "toy" else "download")
-    defaults.update(TOY if known.preset == "toy" else OF_DATASET.get(known.dataset, {}))
+    defaults.update(PRESETS.get(known.preset) or OF_DATASET.get(known.dataset, {}))
     # PAPER: "for pre-trained Swin backbones, we found it necessary to use gradient clipping", no value.
     # HERE: to a norm of 1. / WHY: the usual value.
-    if (known.backbone or "").startswith("swin"):
+    if "swin" in (known.backbone or ""):
         defaults["clip_grad"] = 1.0
     return defaults
 

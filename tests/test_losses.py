@@ -287,13 +287,13 @@ def pictures(seed, count=2):
 
 def loops_eq5_over_scales(features, fake, real, generator, anchors, negatives, tau, reduction):
     """L_NCE (Eq. 5): v from the generated picture, v+ from the same place in the real one, v- from other places there.
-    "sum": over anchors and scales, over H*W; "mean": each scale's mean over its anchors."""
+    "sum": over anchors and scales; "mean": each scale's mean over its anchors."""
     total = 0.0
     for scale, (h_g, h_x) in enumerate(zip(features(fake), features(real))):
         anchor, candidate, left_out = draw_positions(h_g[0, 0].numel(), anchors, negatives, generator)
         v, v_pos, v_neg = (features.project(scale, *at) for at in ((h_g, anchor), (h_x, anchor), (h_x, candidate)))
         L_NCE = loops_eq5(v, v_pos, v_neg, left_out, tau)
-        total += L_NCE / fake[0, 0].numel() if reduction == "sum" else L_NCE / len(anchor)
+        total += L_NCE if reduction == "sum" else L_NCE / len(anchor)
     return total
 
 
@@ -382,8 +382,8 @@ def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction, small_features)
         hinges = loops_eq6(features_1[[0, 2]], features_2, z_1[[0, 2]], z_2[[0, 2]], tau_div=2.0)
         L_NCE = loops_eq5_over_scales(small_features, fake, batch["real"], torch.Generator().manual_seed(1), 7, 5, 0.4,
                                       reduction)
-        expected = {"gan": 0.7 * loops_eq4(D(fake), t, alpha, gamma=1.5) / (32 * 32), "contrastive": 3.0 * L_NCE,
-                    "diversity": 5.0 * sum(hinges) / 2}
+        expected = {"gan": 0.7 * loops_eq4(D(fake), t, alpha, gamma=1.5) / (32 * 32), "contrastive":
+                    3.0 * (L_NCE / (32 * 32) if reduction == "sum" else L_NCE), "diversity": 5.0 * sum(hinges) / 2}
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
         assert_is(term.detach(), expected[name], f"the term {name}", rtol=1e-4, atol=0)

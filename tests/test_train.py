@@ -325,7 +325,7 @@ def test_compiled_networks_train_as_they_do_uncompiled(tmp_path, monkeypatch):
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
     monkeypatch.setattr(runs, "draw_strip", lambda *_: None)  # pictures of other batch sizes would be traced anew
-    monkeypatch.setitem(train.TOY_GENERATOR, "widths", (32, 32, 32))
+    monkeypatch.setitem(train.SMALL_GENERATOR, "widths", (32, 32, 32))
     for name, more in (("plain", []), ("compiled", ["--compile"])):
         run(tmp_path / name, "--steps", 2, *more)
     for one, other in zip(lines(tmp_path / "plain"), lines(tmp_path / "compiled"), strict=True):
