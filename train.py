@@ -55,8 +55,8 @@ from support.weights import build_frozen, pretrain_backbone, self_trained_file
 PAPER = dict(
     image_size="256", steps=63_000, batch_size=64, lr=1e-3, lr_d=0.0, beta2=0.99, noise="cross-attention",
     self_attention="on", backbone="convnext_large", backbone_weights="imagenet", conditioning="sigmoid-bn",
-    vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0, gamma=2.0, class_weights="balanced",
-    label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum", diversity_every=4,
+    vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0, diversity_of="features", gamma=2.0,
+    class_weights="balanced", label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum", diversity_every=4,
     ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0, sampling="rare-class", offsets="on", log_every=50,
     workers=min(8, os.cpu_count() or 1), picture_every=1000, save_every=1000, ema_every=5000)
 # PAPER: no training length. / HERE: OASIS's epochs, in steps of 64 images: 200 of ADE20K's 20,210 images are the 63,000
@@ -108,8 +108,9 @@ def generator_losses(G, D, P, batch, alpha, rng, args):
         L_NCE = contrastive_loss(P, fake, real, rng, args.anchors, args.negatives, args.tau, args.reduction)  # (Eq. 5)
         terms["contrastive"] = args.lambda_c * (L_NCE / pixels if args.reduction == "sum" else L_NCE)
     if args.lambda_d > 0:
+        apart = G_f if args.diversity_of == "features" else image         # ours: image, which G^f can stay behind
         terms["diversity"] = args.lambda_d * diversity_loss(                                                  # (Eq. 6)
-            G_f[:B][twice], G_f[B:], z_1[twice], z_2[twice], args.tau_div)
+            apart[:B][twice], apart[B:], z_1[twice], z_2[twice], args.tau_div)
     return terms, image, G_f, fake_features
 
 
@@ -363,6 +364,7 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--negatives", type=COUNT, help="N of Eq. 5")
     add("--anchors", type=COUNT, help="anchors per scale and image for Eq. 5")
     add("--tau-div", type=WEIGHT, help="cut-off of Eq. 6; raise it if two z look the same")
+    add("--diversity-of", choices=("features", "picture"), help="Eq. 6 is of G^f; pictures differ more (RESULTS.md)")
     add("--diversity-every", type=COUNT, metavar="N", help="every Nth picture gets a second z, for Eq. 6; 1 = all")
     add("--reduction", choices=("sum", "mean"), help="of Eq. 5: sum / (H*W), or mean: --lambda-c then weighs far more")
     add = add_training_options(parser).add_argument
