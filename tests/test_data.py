@@ -8,11 +8,7 @@ rank's batches for several ranks'. The last test reads real samples where they a
 import os
 import pickle
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import ROOT, call
 from data import (Dataset, RareClassBatches, class_presence, offset_maps, open_dataset, sampling_probabilities, survey,
                   training_batches, training_probabilities)
 from support.errors import InputError
@@ -28,7 +25,6 @@ from support.ranks import Ranks
 from test_readers import (ARCHIVES, COLOURS, NAMES, OPTION, PLACES, VALUES, good, half, labels_with, loops_meaning,
                           loops_numbers, opened, place, random_sample, same_sample, save, toy, write)
 
-ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
 # ------------------------------------------------------------------------------------------- instance offsets
@@ -137,6 +133,11 @@ def test_a_dataset_travels_to_another_process(tmp_path, layout):
 
 
 # --------------------------------------------------------------------------------------------- opening a dataset
+
+def test_an_unknown_dataset_is_refused():
+    with pytest.raises(InputError, match="--dataset cats.*toy.*folder"):
+        open_dataset("cats", None, "train", (64, 64))
+
 
 def test_image_size_is_height_by_width():
     assert (size("64"), size("256x512")) == ((64, 64), (256, 512))
@@ -326,15 +327,7 @@ def test_class_presence_finds_bad_label_maps_before_the_training(tmp_path):
 @pytest.fixture
 def check(monkeypatch, capsys):
     """check(*options) -> exit code, stdout, stderr of `python data.py OPTIONS`, in this process (torch is loaded)."""
-    def run(*options):
-        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, options)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "data.py"), run_name="__main__")
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-    return run
+    return lambda *options: (call(monkeypatch, "data", *options), *capsys.readouterr())
 
 
 def table(stdout):
@@ -381,23 +374,22 @@ def test_the_check_counts_what_is_there(tmp_path, check, layout):
         assert (drawn[16:144:2, 192::2][none] == 127).all(), "no offset is grey"
 
 
-def test_the_check_lists_every_bad_file_and_counts_the_good_ones(tmp_path):
-    """Three bad samples of five, for three reasons; exit code 2, no page, no traceback. In a process of its own."""
+def test_the_check_lists_every_bad_file_and_counts_the_good_ones(tmp_path, check):
+    """Three bad samples of five, for three reasons; exit code 2, no page, no traceback."""
     rng = np.random.default_rng(0)
     samples = {str(i): random_sample("ade20k", rng, 12, 20) for i in range(5)}
     root = write(tmp_path / "data", "ade20k", samples)
     save(place(root, "ade20k", 1, "0"), labels_with(151))
     save(place(root, "ade20k", 0, "2"), half(place(root, "ade20k", 0, "2").read_bytes()))
     save(place(root, "ade20k", 1, "4"), np.ones((9, 9), np.uint8))
-    done = subprocess.run([sys.executable, ROOT / "data.py", "--dataset", "ade20k", "--data-path", root, "--output",
-                           tmp_path / "page.png"], capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "page.png").exists()
-    lines = done.stderr.splitlines()
-    assert len(lines) == 4 and "3 of 5 samples" in lines[3], done.stderr
+    code, stdout, stderr = check("--dataset", "ade20k", "--data-path", root, "--output", tmp_path / "page.png")
+    assert code == 2 and not (tmp_path / "page.png").exists()
+    lines = stderr.splitlines()
+    assert len(lines) == 4 and "3 of 5 samples" in lines[3], stderr
     for line, which, name, why in zip(lines, (1, 0, 1), "024", ("[151]", "cannot be read", "9x9")):
         assert str(place(root, "ade20k", which, name)) in line and why in line, line
     maps = [samples[i][1].ravel() for i in "13"]
-    assert {c: row[2] for c, row in table(done.stdout).items()} == {
+    assert {c: row[2] for c, row in table(stdout).items()} == {
         c: sum(c in m for m in maps) for c in np.unique(maps).tolist()}
 
 
@@ -421,7 +413,6 @@ def test_the_check_writes_its_page_alone(tmp_path, check):
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--dataset", "cats"], ["cats", "toy", "ade20k", "folder"]),
     (["--dataset", "folder"], ["--data-path DIR", "classes.txt"]),
     (["--dataset", "cityscapes", "--data-path", "GOOD/nothing"], ARCHIVES["cityscapes"]),
     *((["--image-size", size], ["--image-size", "256x512"]) for size in ("0", "64x", "64x64x64", "big")),
