@@ -8,11 +8,7 @@ rank's batches for several ranks'. The last test reads real samples where they a
 import os
 import pickle
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import ROOT, call
 from data import (Dataset, RareClassBatches, class_presence, offset_maps, open_dataset, sampling_probabilities, survey,
                   training_batches, training_probabilities)
 from support.errors import InputError
 from support.options import size
 from support.ranks import Ranks
-from test_readers import (ARCHIVES, COLOURS, NAMES, OPTION, PLACES, VALUES, alone, good, half, labels_with,
-                          loops_meaning, loops_numbers, opened, place, random_sample, same_sample, save, toy, write)
+from test_readers import (ARCHIVES, COLOURS, NAMES, OPTION, PLACES, VALUES, good, half, labels_with, loops_meaning,
+                          loops_numbers, opened, place, random_sample, same_sample, save, toy, write)
 
-ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
 # ------------------------------------------------------------------------------------------- instance offsets
@@ -48,23 +44,13 @@ def loops_offsets(ids):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_offset_maps_point_to_the_centre_of_mass(seed):
-    """By loops, on scattered instances; ids as Cityscapes has them, far apart and beyond 8 bits. A flip moves dy with
-    its pixel, and dx too, with the other sign."""
+    """By loops, on scattered instances and background, whose offset is 0; ids as Cityscapes has them, far apart and
+    beyond 8 bits. A flip moves dy with its pixel, and dx too, with the other sign."""
     instances = np.array([0, 1, 2, 26001], np.int32)[np.random.default_rng(seed).integers(4, size=(6, 9))]
     dy, dx = offset_maps(instances)
     np.testing.assert_allclose((dy, dx), loops_offsets(instances), atol=1e-6,
                                err_msg="(dy / H, dx / W) to the centre of mass were expected")
     np.testing.assert_allclose(offset_maps(instances[:, ::-1]), (dy[:, ::-1], -dx[:, ::-1]), atol=1e-6)
-
-
-def test_offset_maps_by_hand():
-    """Two pixels side by side in a 4x8 map: the centre lies half a pixel, 1/16 of the width, from each."""
-    instances = np.zeros((4, 8), np.uint8)
-    instances[1, 2:4] = 7
-    dy, dx = offset_maps(instances)
-    assert (dx[1, 2], dx[1, 3]) == (1 / 16, -1 / 16), f"dx points to the centre, got {dx[1, 2:4].tolist()}"
-    assert not dy.any(), "all pixels of this instance are on the centre's row, dy must be 0"
-    assert np.count_nonzero(dx) == 2, "background pixels have no centre to point to"
 
 
 # -------------------------------------------------------------------------------- resized, cropped, flipped (Sec. 4.1)
@@ -110,29 +96,6 @@ def test_samples_are_the_files_resized_cropped_and_flipped(tmp_path, layout, see
         if dataset.has_instances:
             expected = loops_offsets([[int(ids[y, x]) for x in columns] for y in rows])
             np.testing.assert_allclose(found["offsets"], expected, atol=1e-6, err_msg=f"offsets of {key}")
-
-
-@pytest.mark.parametrize("layout", PLACES)
-def test_a_draw_shows_all_of_a_cityscapes_picture_and_a_part_of_the_others(tmp_path, layout):
-    """At 256x256, 286x286 with a crop: the first and last row of the file disappear in most draws, not in all."""
-    labels = np.full((286, 286), VALUES[layout][0], np.uint8)
-    labels[0], labels[-1] = VALUES[layout][1], VALUES[layout][2]
-    third = {"cityscapes": labels.astype(np.uint16) * 0, "coco_stuff": labels * 0, "official": [],
-             "folder": labels * 0}.get(layout)
-    dataset = alone(tmp_path, layout, labels, third, size=(286, 286) if layout == "cityscapes" else (256, 256))
-    values = [set(dataset[0, 0, draw]["label_map"].unique().tolist()) for draw in range(12)]
-    whole = sum(len(v) == 3 for v in values)
-    assert whole == (12 if layout == "cityscapes" else 0), f"{whole} of 12 draws show first and last row"
-    assert dataset.planes((0, 0, 3))[1].shape == dataset.image_size
-
-
-def test_pictures_are_shrunk_with_antialiasing(tmp_path):
-    """Black and white pixels in turn become grey, not black or white."""
-    y, x = np.mgrid[:64, :64]
-    board = (255 * ((x + y) % 2)).astype(np.uint8)[..., None].repeat(3, axis=2)
-    zero = np.zeros((64, 64), np.uint16)
-    image = alone(tmp_path, "cityscapes", zero, zero, board, (16, 16))[0]["image"]
-    assert 100 < image.min() and image.max() < 155, f"values from {image.min()} to {image.max()}"
 
 
 def test_toy_augmentation_is_a_flip_or_nothing():
@@ -182,25 +145,27 @@ def test_image_size_is_height_by_width():
 
 # ------------------------------------------------------------------------------------------- rare-class sampling
 
-def test_sampling_probabilities_by_loops():
-    """Sec. 4.1: p proportional to f_k^(-1/2), k the rarest class of the image, f its share of the images."""
+def loops_p(seen):
+    """Sec. 4.1: p proportional to f_k^(-1/2), k the rarest class of the image, f its share of the images; f_k = 1 where
+    an image has no class. seen: the set of known classes of each image."""
+    f_k = [min([sum(c in other for other in seen) / len(seen) for c in one], default=1.0) for one in seen]
+    return np.array([f ** -0.5 for f in f_k]) / sum(f ** -0.5 for f in f_k)
+
+
+@pytest.mark.parametrize("unknown", [None, 4])
+def test_sampling_probabilities_by_loops(unknown):
+    """The unknown class is the rarest one, and makes no image more likely; one image has nothing else."""
     presence = np.random.default_rng(0).random((12, 5)) < (0.9, 0.6, 0.4, 0.2, 0.1)
-    presence[:, 0] = True
-    weights = [min(sum(other[c] for other in presence) / 12 for c in range(5) if image[c]) ** -0.5
-               for image in presence]
-    np.testing.assert_allclose(sampling_probabilities(presence), np.array(weights) / sum(weights),
+    presence[5] = [False] * 4 + [True]
+    seen = [set(np.flatnonzero(row).tolist()) - {unknown} for row in presence]
+    np.testing.assert_allclose(sampling_probabilities(presence, unknown), loops_p(seen),
                                err_msg="p is not f_k^(-1/2), normalised")
 
 
-@pytest.mark.parametrize("presence, unknown, weights", [
-    # Class 1 is in one image of four: 1/sqrt(1/4) = 2, twice the others' weight.
-    ([[1, 0], [1, 0], [1, 0], [1, 1]], None, [1, 1, 1, 2]),
-    # Unknown pixels in a single image, however rare, do not make it more likely.
-    ([[1, 0], [1, 0], [1, 0], [1, 1]], 1, [1, 1, 1, 1]),
-    # Images of unknown pixels only: f_k = 1, the smallest weight. Class 0 in two of four: sqrt(2). No infinity, no nan.
-    ([[1, 0], [1, 0], [0, 1], [0, 1]], 1, [2 ** 0.5, 2 ** 0.5, 1, 1])])
-def test_sampling_probabilities_by_hand(presence, unknown, weights):
-    np.testing.assert_allclose(sampling_probabilities(np.array(presence), unknown), np.array(weights) / sum(weights))
+def test_sampling_probabilities_by_hand():
+    """Class 1 is in one image of four: 1/sqrt(1/4) = 2, twice the others' weight."""
+    presence = np.array([[1, 0], [1, 0], [1, 0], [1, 1]])
+    np.testing.assert_allclose(sampling_probabilities(presence), np.array([1, 1, 1, 2]) / 5)
 
 
 P7 = np.array([1, 2, 3, 4, 5, 6, 7]) / 28  # seven images: batches of four cross the epochs' boundaries
@@ -224,13 +189,6 @@ def test_draws_are_a_function_of_seed_and_step():
     assert len(np.unique(epochs, axis=0)) > 8, "the epochs repeat each other"
 
 
-def loops_f_k(maps, unknown):
-    """Of each map: the share of the maps in which its rarest class appears (1 if it has none)."""
-    seen = [{int(v) for row in labels.tolist() for v in row} - {unknown} for labels in maps]
-    share = {c: sum(c in other for other in seen) / len(seen) for one in seen for c in one}
-    return [min([share[c] for c in one], default=1.0) for one in seen]
-
-
 @pytest.fixture(scope="module")
 def ade_maps(tmp_path_factory):
     """Fifteen maps; wall in almost all, flag in one; unlabelled pixels in three, one of them without anything else."""
@@ -248,11 +206,10 @@ def ade_maps(tmp_path_factory):
 @pytest.mark.parametrize("world", [1, 4])
 def test_images_are_drawn_as_often_as_their_rarest_class_says(ade_maps, world):
     """100,000 draws, 25,000 on each of four ranks: every count within five standard deviations of n p, p proportional
-    to f_k^(-1/2), f_k by loops over the maps; the table read from the files."""
+    to f_k^(-1/2), by loops over the maps; the table read from the files."""
     dataset, maps = ade_maps
-    f_k = loops_f_k(maps, unknown=0)
-    assert len(set(f_k)) > 4 and min(f_k) == 1 / 15, "this test wants rare and common classes"
-    expected = np.array([f ** -0.5 for f in f_k]) / sum(f ** -0.5 for f in f_k)
+    expected = loops_p([set(labels.ravel().tolist()) - {0} for labels in maps])
+    assert len(set(expected)) > 4 and max(expected) > 3 * min(expected), "this test wants rare and common classes"
     p = training_probabilities(dataset, "rare-class", None, Ranks(torch.device("cpu")))
     draws = [[key for batch in RareClassBatches(p, 8, 0, 12_500, rank=rank, world=world) for key in batch]
              for rank in range(world)]
@@ -370,15 +327,7 @@ def test_class_presence_finds_bad_label_maps_before_the_training(tmp_path):
 @pytest.fixture
 def check(monkeypatch, capsys):
     """check(*options) -> exit code, stdout, stderr of `python data.py OPTIONS`, in this process (torch is loaded)."""
-    def run(*options):
-        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, options)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "data.py"), run_name="__main__")
-        except SystemExit as error:
-            code = error.code
-        return code, *capsys.readouterr()
-    return run
+    return lambda *options: (call(monkeypatch, "data", *options), *capsys.readouterr())
 
 
 def table(stdout):
@@ -425,23 +374,22 @@ def test_the_check_counts_what_is_there(tmp_path, check, layout):
         assert (drawn[16:144:2, 192::2][none] == 127).all(), "no offset is grey"
 
 
-def test_the_check_lists_every_bad_file_and_counts_the_good_ones(tmp_path):
-    """Three bad samples of five, for three reasons; exit code 2, no page, no traceback. In a process of its own."""
+def test_the_check_lists_every_bad_file_and_counts_the_good_ones(tmp_path, check):
+    """Three bad samples of five, for three reasons; exit code 2, no page, no traceback."""
     rng = np.random.default_rng(0)
     samples = {str(i): random_sample("ade20k", rng, 12, 20) for i in range(5)}
     root = write(tmp_path / "data", "ade20k", samples)
     save(place(root, "ade20k", 1, "0"), labels_with(151))
     save(place(root, "ade20k", 0, "2"), half(place(root, "ade20k", 0, "2").read_bytes()))
     save(place(root, "ade20k", 1, "4"), np.ones((9, 9), np.uint8))
-    done = subprocess.run([sys.executable, ROOT / "data.py", "--dataset", "ade20k", "--data-path", root, "--output",
-                           tmp_path / "page.png"], capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "page.png").exists()
-    lines = done.stderr.splitlines()
-    assert len(lines) == 4 and "3 of 5 samples" in lines[3], done.stderr
+    code, stdout, stderr = check("--dataset", "ade20k", "--data-path", root, "--output", tmp_path / "page.png")
+    assert code == 2 and not (tmp_path / "page.png").exists()
+    lines = stderr.splitlines()
+    assert len(lines) == 4 and "3 of 5 samples" in lines[3], stderr
     for line, which, name, why in zip(lines, (1, 0, 1), "024", ("[151]", "cannot be read", "9x9")):
         assert str(place(root, "ade20k", which, name)) in line and why in line, line
     maps = [samples[i][1].ravel() for i in "13"]
-    assert {c: row[2] for c, row in table(done.stdout).items()} == {
+    assert {c: row[2] for c, row in table(stdout).items()} == {
         c: sum(c in m for m in maps) for c in np.unique(maps).tolist()}
 
 
@@ -465,14 +413,10 @@ def test_the_check_writes_its_page_alone(tmp_path, check):
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--dataset", "cats"], ["cats", "ade20k"]),
     (["--dataset", "folder"], ["--data-path DIR", "classes.txt"]),
     (["--dataset", "cityscapes", "--data-path", "GOOD/nothing"], ARCHIVES["cityscapes"]),
-    (["--image-size", "0"], ["--image-size", "256x512"]),
-    (["--image-size", "64x"], ["--image-size", "256x512"]),
-    (["--image-size", "64x64x64"], ["--image-size", "256x512"]),
+    *((["--image-size", size], ["--image-size", "256x512"]) for size in ("0", "64x", "64x64x64", "big")),
     (["--image-size", "-64"], ["--image-size"]),
-    (["--image-size", "big"], ["--image-size", "256x512"]),
     (["--split", "test"], ["--split", "train"]),
     (["--rows", "two"], ["--rows"]),
     (["--rows", "0"], ["--rows", "from 1"]),

@@ -25,6 +25,7 @@ from baselines import train as baselines_train
 from baselines.iidm import latency, scores
 from baselines.iidm import sample as iidm_sample
 from baselines.iidm import train as iidm_train
+from conftest import ROOT
 from discriminator import Discriminator
 from generator import Generator, parameters_by_part
 from metrics import fid, segmentation
@@ -34,7 +35,6 @@ from tables import compare
 from tables.rows import ROWS
 from test_evaluate import narrow  # noqa: F401
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
          for file in (ROOT / "README.md", ROOT / "RESULTS.md", *sorted(ROOT.glob("docs/*.md")))}
 README, EXTENDING = PAGES["README.md"], PAGES["docs/extending.md"]

@@ -4,10 +4,6 @@ The generator is at its random start, on toy scenes of 32x32.
 """
 import io
 import json
-import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,20 +12,16 @@ import torch.nn as nn
 from PIL import Image
 
 import evaluate
+from conftest import ROOT, printed_by, start, tiny_inception
 from generator import Generator, z_of_seed
 from metrics import diversity, fid, latency, segmentation
 from readers.images import read_rgb
 from sample import MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise
 from support.errors import InputError
 from support.ranks import Ranks, batches
-from test_metrics import ALONE, CPU, TinyFeatures, inception_weights, save_scenes, toy_of  # noqa: F401
+from test_metrics import ALONE, CPU, inception_weights, save_scenes, toy_of  # noqa: F401
 
-ROOT = Path(__file__).resolve().parent.parent
 ALL = ("--metrics", "fid,miou,diversity")
-
-
-def tiny_inception(weights, device):
-    return TinyFeatures().to(device), "tiny distance", "tiny", "tiny 1"
 
 
 def write_checkpoint(file, seed):
@@ -65,13 +57,6 @@ def narrow(monkeypatch):
     whole = fid.InceptionFeatures.forward
     monkeypatch.setattr(fid.InceptionFeatures, "forward", lambda net, pictures: whole(net, pictures)[:, :64])
     monkeypatch.setattr(fid.InceptionFeatures, "width", 64)
-
-
-@pytest.fixture(autouse=True)
-def keep_torch_settings():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def score(*arguments):
@@ -162,19 +147,15 @@ def test_two_ranks_print_what_one_prints(checkpoint, tmp_path):
     """To the last digit, from nothing: pictures, segmenter and statistics over two processes (gloo)."""
     script = tmp_path / "run.py"
     script.write_text(
-        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import evaluate, test_evaluate\nfrom metrics import fid, segmentation\n"
-        "fid.load_inception, segmentation.SAMPLES = test_evaluate.tiny_inception, 8\n"
+        f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\n"
+        "import conftest, evaluate\nfrom metrics import fid, segmentation\n"
+        "fid.load_inception, segmentation.SAMPLES = conftest.tiny_inception, 8\n"
         "evaluate.main(sys.argv[1:])\n")
     printed, pictures = [], []
     for ranks in (2, 1):
-        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-                                          str(random.randint(20000, 60000))]
         folder = tmp_path / str(ranks)
-        result = subprocess.run([sys.executable, *launcher, str(script), *map(str, options(checkpoint, folder, *ALL))],
-                                capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-2000:]
-        printed.append(result.stdout.replace(str(folder), ""))
+        process = start(script, *options(checkpoint, folder, *ALL), ranks=ranks)
+        printed.append(printed_by(process).replace(str(folder), ""))
         pictures.append({f.relative_to(folder): f.read_bytes() for f in sorted(folder.glob("out/pictures/*/*.png"))})
     assert "tiny distance" in printed[0] and "mIoU" in printed[0]
     assert printed[0] == printed[1]
@@ -273,14 +254,6 @@ def test_options_that_do_not_fit_together(checkpoint, tmp_path, arguments, messa
     (tmp_path / "data/classes.txt").write_text("a\nb\n")
     toy = " ".join(map(str, options(checkpoint, tmp_path)))
     assert_refused(message, *arguments.replace("TOY", toy).replace("HERE", str(tmp_path)).split())
-
-
-def test_bad_input_is_exit_code_2_without_a_trace(tmp_path):
-    fake = paint(tmp_path / "fake", SQUARE, (16, 32))
-    result = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--fake", str(fake), "--real", str(fake)],
-                            capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.strip().startswith("evaluate.py: --fake") and len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("arguments, url, flag", [

@@ -9,6 +9,7 @@ take no constant and no function of the modules. Networks are tiny, full size on
 Every block starts as its shortcut and the U-Net as 0; `tiny` gives what is 0 random values.
 """
 import math
+import re
 
 import numpy as np
 import pytest
@@ -27,15 +28,6 @@ from test_oasis import assert_is
 
 CLASSES, SCALE = 5, 0.3  # SCALE: latent_scale of the tiny model; below 1, so that noise shows in the pictures
 NOTHING = CLASSES        # a label beyond the classes: its one-hot is all zero
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks as small as these only wait for further threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny():
@@ -97,7 +89,7 @@ def test_the_printed_schedule_would_leave_nothing_of_the_reference():
     """The paper prints "beta_t = 0.001 t", T = 320, and that z_T keeps the reference's style: not both are true."""
     printed_beta, _, printed_bar = loops_schedule(lambda t: 0.001 * t)
     assert math.sqrt(printed_bar[320]) < 1e-12 and printed_beta[1000] == 1
-    assert math.sqrt(bar[320]) == pytest.approx(0.59, abs=0.005), "what is left here"
+    assert math.sqrt(noise_schedule()[1][320]) == pytest.approx(0.59, abs=0.005), "what is left here"
 
 
 def loops_add_noise(z_0, t_of, noise):
@@ -158,47 +150,35 @@ def test_iidm_eq5_is_the_posterior_of_ddpm(t):
     assert sigma_t ** 2 == pytest.approx(variance, abs=1e-12), "the variance"
 
 
-def test_iidm_eq5_as_printed_leaves_the_path_of_diffusion():
-    """(IIDM Eq. 5) With a denoiser that knows z_0, z_t must be N(sqrt(alpha_bar_t) z_0, 1 - alpha_bar_t) at every t.
-    With the printed coefficients less than a hundredth of the reference is left after the first step.
+def chain(coefficients, T, mean, variance, m, s):
+    """{t: (mean, variance) of z_t} from z_T to z_0. Latents are drawn from N(m, s^2), whose perfect denoiser is
+    E[epsilon | z_t] = slope (z_t - sqrt(alpha_bar_t) m); with s = 0 it knows z_0 = m."""
+    result = {}
+    for t in range(T, 0, -1):
+        gamma_t, beta_t, sigma_t = coefficients(t)
+        slope = math.sqrt(1 - bar[t]) / (bar[t] * s ** 2 + 1 - bar[t])
+        of_z = gamma_t - beta_t * slope
+        mean = of_z * mean + beta_t * slope * math.sqrt(bar[t]) * m
+        variance = of_z ** 2 * variance + sigma_t ** 2
+        result[t - 1] = mean, variance
+    return result
 
-    z_0 itself says nothing: at t = 1 the printed ones are right, and a denoiser that knows z_0 mends everything there.
-    """
-    def path(coefficients, T):
-        share, variance, result = math.sqrt(bar[T]), 1 - bar[T], {}
-        for t in range(T, 0, -1):
-            gamma_t, beta_t, sigma_t = coefficients(t)
-            # the prediction is (z_t - sqrt(ab_t) z_0) / sqrt(1 - ab_t): linear in z_t and z_0
-            of_z, of_z_0 = gamma_t - beta_t / math.sqrt(1 - bar[t]), beta_t * math.sqrt(bar[t] / (1 - bar[t]))
-            share, variance = of_z * share + of_z_0, of_z ** 2 * variance + sigma_t ** 2
-            result[t - 1] = share, variance
-        return result
+
+def test_iidm_eq5_as_printed_leaves_the_path_of_diffusion_and_ends_in_grey():
+    """(IIDM Eq. 5) With a denoiser that knows z_0 = 1, z_t must be N(sqrt(alpha_bar_t), 1 - alpha_bar_t) at every t.
+    With the printed coefficients less than a hundredth of the reference is left after the first step. (At t = 1 they
+    are right, and such a denoiser mends everything there.) Latents from N(0.8, 0.5^2) must come out of noise as they
+    are; as printed the chain ends in 0, whatever they were."""
     for T in (320, 1000):
-        for t, (share, variance) in path(loops_coefficients, T).items():
-            assert share == pytest.approx(math.sqrt(bar[t]), abs=1e-9), f"share of z_0 at t = {t}"
-            assert variance == pytest.approx(1 - bar[t], abs=1e-9), f"variance at t = {t}"
-    printed = path(printed_coefficients, 320)
+        for t, found in chain(loops_coefficients, T, math.sqrt(bar[T]), 1 - bar[T], 1, 0).items():
+            assert found == pytest.approx((math.sqrt(bar[t]), 1 - bar[t]), abs=1e-9), f"share of z_0, variance at {t}"
+    printed = chain(printed_coefficients, 320, math.sqrt(bar[320]), 1 - bar[320], 1, 0)
     for t in range(319, 99, -1):
-        share, variance = printed[t]
-        assert share < 0.01 * math.sqrt(bar[t]) and variance < 0.7 * (1 - bar[t])
+        assert printed[t][0] < 0.01 * math.sqrt(bar[t]) and printed[t][1] < 0.7 * (1 - bar[t])
     assert printed_coefficients(1) == pytest.approx(loops_coefficients(1), rel=1e-9)
-    assert printed[0] == pytest.approx((1, 0))
-
-
-def test_iidm_eq5_as_printed_ends_in_grey():
-    """(IIDM Eq. 5) Latents drawn from N(0.8, 0.5^2) have a perfect denoiser in closed form, E[epsilon | z_t]. A chain
-    from N(0, 1) at t = 1000 must end in that distribution; as printed it ends in 0, whatever the latents were."""
-    def end(coefficients):
-        mean, variance = 0.0, 1.0
-        for t in range(1000, 0, -1):
-            gamma_t, beta_t, sigma_t = coefficients(t)
-            slope = math.sqrt(1 - bar[t]) / (bar[t] * 0.5 ** 2 + 1 - bar[t])  # epsilon = slope (z_t - sqrt(ab_t) 0.8)
-            of_z = gamma_t - beta_t * slope
-            mean = of_z * mean + beta_t * slope * math.sqrt(bar[t]) * 0.8
-            variance = of_z ** 2 * variance + sigma_t ** 2
-        return mean, math.sqrt(variance)
-    assert end(loops_coefficients) == pytest.approx((0.8, 0.5), abs=0.01)
-    assert end(printed_coefficients) == pytest.approx((0, 0), abs=0.01)
+    for coefficients, expected in ((loops_coefficients, (0.8, 0.5)), (printed_coefficients, (0, 0))):
+        mean, variance = chain(coefficients, 1000, 0, 1, 0.8, 0.5)[0]
+        assert (mean, math.sqrt(variance)) == pytest.approx(expected, abs=0.01)
 
 
 # ------------------------------------------------------------------------------------------- the chain, Eq. 3
@@ -510,9 +490,11 @@ def loops_algorithm_2(model, label_map, reference, seeds, starts=(), transfer=Tr
             return torch.randn(3, label_map.shape[1] // 4, label_map.shape[2] // 4, generator=draw)[None]
 
         def eps_theta(z, t):
-            given = prediction(model, z, label_map[b:b + 1], t, 0)
-            nothing = prediction(model, z, torch.full_like(label_map[b:b + 1], NOTHING), t, 0)
-            return (nothing + guidance * (given - nothing))[None] if guidance != 1 else given[None]
+            given = prediction(model, z, label_map[b:b + 1], t, 0)[None]
+            if guidance == 1:
+                return given
+            nothing = prediction(model, z, torch.full_like(label_map[b:b + 1], NOTHING), t, 0)[None]
+            return nothing + guidance * (given - nothing)
         for k, T in enumerate(starts or (1000,), start=1):
             if not starts:
                 z = epsilon()
@@ -604,52 +586,6 @@ def test_generate_refuses_what_does_not_fit():
 
 # ------------------------------------------------------------------------------------------------- autoencoder
 
-def vq_f4(codes=8192):
-    """{name: shape} of latent-diffusion's VQ-f4 (ch 128, mult 1-2-4, two blocks, z and embedding of 3 channels)."""
-    table = {}
-
-    def conv(name, i, o, k):
-        table.update({f"{name}.weight": (o, i, k, k), f"{name}.bias": (o,)})
-
-    def norm(name, channels):
-        table.update({f"{name}.weight": (channels,), f"{name}.bias": (channels,)})
-
-    def block(name, i, o):
-        norm(f"{name}.norm1", i), conv(f"{name}.conv1", i, o, 3)
-        norm(f"{name}.norm2", o), conv(f"{name}.conv2", o, o, 3)
-        if i != o:
-            conv(f"{name}.nin_shortcut", i, o, 1)
-    for side, levels, blocks, resize in (("encoder", ((0, 128, 128), (1, 128, 256), (2, 256, 512)), 2, "down"),
-                                         ("decoder", ((2, 512, 512), (1, 512, 256), (0, 256, 128)), 3, "up")):
-        conv(f"{side}.conv_in", 3, levels[0][1], 3)
-        for n, i, o in levels:
-            for k in range(blocks):
-                block(f"{side}.{resize}.{n}.block.{k}", o if k else i, o)
-            if n != levels[-1][0]:
-                conv(f"{side}.{resize}.{n}.{resize}sample.conv", o, o, 3)
-        block(f"{side}.mid.block_1", 512, 512), block(f"{side}.mid.block_2", 512, 512)
-        norm(f"{side}.mid.attn_1.norm", 512)
-        for part in ("q", "k", "v", "proj_out"):
-            conv(f"{side}.mid.attn_1.{part}", 512, 512, 1)
-        norm(f"{side}.norm_out", levels[-1][2]), conv(f"{side}.conv_out", levels[-1][2], 3, 3)
-    conv("quant_conv", 3, 3, 1), conv("post_quant_conv", 3, 3, 1)
-    if codes:
-        table["quantize.embedding.weight"] = (codes, 3)
-    return table
-
-
-@pytest.mark.parametrize("codes, total", [(8192, 55_322_782), (0, 55_322_782 - 8192 * 3)])
-def test_the_autoencoder_takes_the_public_vq_f4_weights(codes, total):
-    """Names and shapes as published, and 32 groups in every norm; without codes all but the codebook."""
-    with torch.device("meta"):
-        net = Autoencoder(codes=codes)
-    found = {name: tuple(t.shape) for name, t in net.state_dict().items()}
-    assert found == vq_f4(codes)
-    assert sum(math.prod(shape) for shape in found.values()) == total
-    norms = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
-    assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-6)}
-
-
 def by_names(state, side, x):
     """encoder or decoder from its weights' names alone, as latent-diffusion's layers of these names compute."""
     def conv(name, x, **options):
@@ -687,6 +623,29 @@ def by_names(state, side, x):
     if side == "encoder":
         x = middle(x)
     return conv("conv_out", swish(norm("norm_out", x)), padding=1)
+
+
+@pytest.mark.parametrize("codes, total", [(8192, 55_322_782), (0, 55_322_782 - 8192 * 3)])
+def test_the_autoencoder_takes_the_public_vq_f4_weights(codes, total):
+    """latent-diffusion's VQ-f4 (ch 128, mult 1-2-4, two blocks, z and embedding of 3 channels): its layers find every
+    weight under its name, they fit together, the levels have the published widths, and nothing is left over: the total
+    is the published one. 32 groups in every norm; without codes all but the codebook."""
+    with torch.device("meta"):
+        net, image, z = Autoencoder(codes=codes), torch.empty(1, 3, 32, 32), torch.empty(1, 3, 8, 8)
+    state = net.state_dict()
+    assert by_names(state, "encoder", image).shape == z.shape and by_names(state, "decoder", z).shape == image.shape
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
+    for side, up, blocks in (("encoder", "down", 2), ("decoder", "up", 3)):
+        last = {name: shape for name, shape in shapes.items() if re.match(rf"{side}\.{up}\S+conv2.weight", name)}
+        assert last == {f"{side}.{up}.{n}.block.{k}.conv2.weight": (c, c, 3, 3)
+                        for n, c in enumerate((128, 256, 512)) for k in range(blocks)}
+        assert {shapes[f"{side}.mid.attn_1.{part}.weight"] for part in "qkv"} == {(512, 512, 1, 1)}
+    assert {shapes[f"{post}quant_conv.{kind}"] for post in ("", "post_") for kind in ("weight", "bias")} == {
+        (3, 3, 1, 1), (3,)}
+    assert shapes.get("quantize.embedding.weight") == ((codes, 3) if codes else None)
+    assert sum(t.numel() for t in state.values()) == total
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-6)}
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch.nn as nn
 import torchvision
 from PIL import Image
 
+from conftest import TinyFeatures
 from data import open_dataset
 from metrics import Scored, diversity, fid, latency, segmentation, to_tensor
 from readers.images import read_rgb
@@ -26,15 +27,6 @@ from support.ranks import Ranks
 
 CPU = torch.device("cpu")
 ALONE = Ranks(CPU)
-
-
-class TinyFeatures(nn.Module):
-    """Sixteen features instead of Inception's, where its weights do not matter."""
-    width, resized = 16, "not at all"
-
-    def forward(self, pictures):
-        kernel = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        return nn.functional.conv2d(pictures.float() / 255, kernel, stride=4).relu().mean(dim=(2, 3))
 
 
 def toy_of(size, split="val", count=None):

@@ -269,35 +269,6 @@ def test_files_mean_what_the_convention_says(tmp_path, layout, seed):
         assert dataset.reader.load(i, instances=False)[2] is None
 
 
-def test_cityscapes_ids_that_agree_in_8_bits_are_two_instances(tmp_path):
-    """26001 beside 26257, touching; in 8 bits both are 145. A group (26) and the road (7) are none."""
-    ids = np.array([[26001, 26001, 26257, 26257, 26, 7]] * 4, np.uint16)
-    dataset = alone(tmp_path, "cityscapes", [[26, 26, 26, 26, 26, 7]] * 4, ids)
-    assert dataset.reader.load(0)[2].tolist() == [[26001, 26001, 26257, 26257, 0, 0]] * 4
-    np.testing.assert_allclose(dataset[0]["offsets"][1, 0], np.array([0.5, -0.5, 0.5, -0.5, 0, 0]) / 6, atol=1e-6,
-                               err_msg="the two touching cars have a centre each, two pixels wide")
-
-
-def test_cityscapes_licence_plate_is_channel_34(tmp_path):
-    """Its value is -1, which 8 bits hold as 255; and 0 is a class of its own, the unknown one."""
-    labels = np.array([[255, 0], [33, 7]], np.uint8)
-    dataset = alone(tmp_path, "cityscapes", labels, labels.astype(np.uint16))
-    assert dataset[0]["label_map"].tolist() == [[34, 0], [33, 7]] and dataset.unknown == 0
-    assert not dataset.reader.load(0)[2].any(), "plain label ids are no instances"
-
-
-def test_spade_instance_maps(tmp_path):
-    """Drawn here as SPADE's script does: 0, 1, 2 over a copy of the label map. Number 0 is an instance, number 1 is a
-    bicycle (label 1), number 2 a person in a picture with a crowd of cars, whose label is 2."""
-    labels = np.repeat(np.array([2, 1, 0, 2, 0, 91, 255, 90], np.uint8), 2)[None].repeat(3, axis=0)
-    instances = labels.copy()
-    for number, left in enumerate((0, 2, 4)):                  # a car, a bicycle, a person; 2 pixels wide
-        instances[:, left:left + 2] = number
-    truth = "car", "bicycle", "person", "crowd of cars", "crowd of persons", None, None, "a hair brush, undrawn"
-    found = alone(tmp_path, "coco_stuff", labels, instances).reader.load(0)[2]
-    assert same_instances(found, [[key for key in truth for _ in (0, 1)]] * 3), f"the first row came out as {found[0]}"
-
-
 def test_a_spade_and_an_official_coco_folder_give_the_same(tmp_path):
     """Two cars that overlap and a crowd of cars, once painted as SPADE's script does, once as outlines and runs."""
     crowd = np.random.default_rng(0).random((10, 12)) < 0.5
@@ -316,16 +287,6 @@ def test_a_spade_and_an_official_coco_folder_give_the_same(tmp_path):
 def coco_instances(root, h, w, things):
     """(h, w) ids of a picture of persons with these annotations."""
     return alone(root, "official", np.zeros((h, w), np.uint8), things).reader.load(0)[2]
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_coco_smaller_instances_lie_on_top_and_crowds_below(tmp_path, order):
-    """The crowd is the smallest of the three, by its area; the order in the file does not matter."""
-    things = [annotation(7, 0, 60, 8, 8, [(0, 7, 0, 5)]), annotation(7, 0, 20, 8, 8, [(2, 5, 2, 5)]),
-              annotation(7, 0, 1, 8, 8, crowd=boxes_mask([(0, 7, 4, 7)], 8, 8))]
-    found = coco_instances(tmp_path, 8, 8, [things[i] for i in order])
-    assert same_instances(found, [["small" if 2 <= y < 6 and 2 <= x < 6 else "large" if x < 6 else "crowd"
-                                   for x in range(8)] for y in range(8)]), found
 
 
 def test_coco_instances_that_touch_share_no_pixel(tmp_path):
@@ -558,8 +519,8 @@ def runs(counts):
     return segmentation({"counts": counts, "size": [12, 20]}, 1)
 
 
-def labels_with(*values, dtype=np.uint8):
-    plane = np.zeros((12, 20), dtype)
+def labels_with(*values):
+    plane = np.zeros((12, 20), np.uint16 if max(values) > 255 else np.uint8)
     plane[3, 4:4 + len(values)] = values
     return plane
 
@@ -578,108 +539,76 @@ GREY, RGB = np.zeros((12, 20), np.uint8), np.zeros((12, 20, 3), np.uint8)
 INDICES = Image.fromarray(GREY)
 INDICES.putpalette([9, 9, 9])
 FLOAT = Image.fromarray(np.full((12, 20), 0.5, np.float32))
+SAME_NAME = f"images/train/{NAMES[0]}.png"
+PARTNER = "add its partner or remove it"
 UNREAD = ["cannot be read as a picture", "replace or remove it"]
-RESIZED = ["20x12", "must have its original size"]
+ONE_SIZE, RESIZED = ["20x12", "the same size"], ["20x12", "must have its original size"]
 NOT_COCO = ["expected", "annotations_trainval2017.zip"]
 PALETTE_WANTED = ["expected 4 different lines", "R G B", "classes.txt"]
-BAD = {  # layout, the file (0 picture, 1 label map, 2 instances, or its path), what it becomes (None: it is removed),
-    # what the message says beside the file's path (for a removed file: beside its partner's)
-    "picture without label": ("ade20k", 1, None, ["annotations", "no file of that name", "add its partner"]),
-    "label without picture": ("ade20k", 0, None, ["images", "no file of that name", "or remove it"]),
-    "city picture without label": ("cityscapes", 1, None, ["labelIds", "add its partner or remove it"]),
-    "city picture without instances": ("cityscapes", 2, None, ["instanceIds", "add its partner or remove it"]),
-    "city label without picture": ("cityscapes", 0, None, ["leftImg8bit", "add its partner or remove it"]),
-    "COCO picture without label": ("official", 1, None, ["stuffthingmaps", "add its partner or remove it"]),
-    "COCO picture without instances": ("coco_stuff", 2, None, ["train_inst", "add its partner or remove it"]),
-    "own picture without instances": ("folder", 2, None, ["instances", "add its partner or remove it"]),
-    "truncated JPEG": ("ade20k", 0, half, UNREAD),
-    "truncated PNG picture": ("cityscapes", 0, half, UNREAD),
-    "truncated label map": ("coco_stuff", 1, half, UNREAD),
-    "truncated instance map": ("cityscapes", 2, half, UNREAD),
-    "file of no bytes": ("official", 0, b"", UNREAD),
-    "label map of no bytes": ("coco_stuff", 1, b"", UNREAD),
-    "text named png": ("folder", 1, "no picture\n", UNREAD),
-    "web page named jpg": ("official", 0, "<!DOCTYPE html><html>404</html>", UNREAD),
-    "label map of another size": ("ade20k", 1, np.ones((20, 12), np.uint8), ["12x20", "20x12", "the same size"]),
-    "city label map of another size": ("cityscapes", 1, GREY[:6, :10], ["10x6", "20x12", "the same size"]),
-    "instance map of another size": ("coco_stuff", 2, GREY[:6, :10], ["10x6", "20x12", "the same size"]),
-    "ADE label 151": ("ade20k", 1, labels_with(151), ["[151]", "0..150", "correct the label map"]),
-    "ADE label 255": ("ade20k", 1, labels_with(255), ["[255]", "0..150", "correct the label map"]),
-    "Cityscapes label 34": ("cityscapes", 1, labels_with(34), ["[34]", "255", "correct the label map"]),
-    "Cityscapes label 254": ("cityscapes", 1, labels_with(254), ["[254]", "255", "correct the label map"]),
-    "COCO label 182": ("coco_stuff", 1, labels_with(182), ["[182]", "255", "correct the label map"]),
-    "COCO label 183": ("official", 1, labels_with(183), ["[183]", "255", "correct the label map"]),
-    "COCO label 254": ("official", 1, labels_with(254), ["[254]", "255", "correct the label map"]),
-    "own labels 4 and 9": ("folder", 1, labels_with(9, 3, 4), ["[4, 9]", "0..3", "the class list"]),
-    "16-bit label 256": ("folder", 1, labels_with(256, dtype=np.uint16), ["[256]", "0..3", "the class list"]),
-    "16-bit label 26001": ("cityscapes", 1, labels_with(26001, dtype=np.uint16), ["[26001]", "correct the label map"]),
-    "coloured ADE label map": ("ade20k", 1, RGB, ["RGB", "one channel", "greyscale"]),
-    "RGB label map without a palette": ("folder", 1, RGB, ["RGB", "one channel", "palette.txt"]),
-    "RGBA label map": ("coloured", 1, Image.fromarray(RGB).convert("RGBA"), ["RGBA", "save it as"]),
-    "float label map": ("folder", 1, FLOAT, ["F", "save it as"]),
-    "colour of no class": ("coloured", 1, RGB + np.uint8(7), ["(7, 7, 7)", "palette", "add them"]),
-    "smoothed colours": ("coloured", 1, (RGB + np.arange(20, dtype=np.uint8)[:, None]),
-                         ["(0, 0, 0)", "20 in all", "without smoothing"]),
-    "index PNG of colours of no class": ("coloured", 1, INDICES, ["(9, 9, 9)", "no class's colour"]),
-    "grey PNG of 4 bits, 1 would be 17": ("ade20k", 1, grey_png_of_4_bits(), ["2 or 4 bits", "8 bits"]),
-    "city instance map clipped to 8 bits": ("cityscapes", 2, GREY + np.uint8(255), ["16-bit"]),
-    "RGB instance map": ("folder", 2, RGB, ["one channel", "greyscale PNG"]),
-    "RGB city instance map": ("cityscapes", 2, RGB, ["one channel", "greyscale PNG"]),
-    "float instance map": ("folder", 2, FLOAT, ["F", "greyscale PNG"]),
-    "float picture": ("cityscapes", 0, FLOAT, ["mode F", "8 bits", "convert it"]),
-    "16-bit grey picture": ("cityscapes", 0, GREY.astype(np.uint16), ["I;16", "8 bits", "convert it"]),
-    "two pictures of one name": ("folder", f"images/train/{NAMES[0]}.png", RGB, ["same name", ".jpg", "remove one"]),
-    "palette of three lines": ("coloured", "palette.txt", "1 1 1\n2 2 2\n3 3 3\n", [*PALETTE_WANTED, "found 3"]),
-    "palette of five lines": ("coloured", "palette.txt", "1 1 1\n2 2 2\n3 3 3\n4 4 4\n5 5 5\n", PALETTE_WANTED),
-    "palette with 256": ("coloured", "palette.txt", "1 1 1\n2 2 256\n3 3 3\n4 4 4\n", [*PALETTE_WANTED, "line 2"]),
-    "palette with -1": ("coloured", "palette.txt", "1 1 1\n2 2 2\n3 3 -1\n4 4 4\n", [*PALETTE_WANTED, "line 3"]),
-    "palette with equal colours": ("coloured", "palette.txt", "1 1 1\n2 2 2\n1 1 1\n4 4 4\n", PALETTE_WANTED),
-    "palette with colours written twice": ("coloured", "palette.txt", "1 1 1\n2 2 2\n001 1 1\n4 4 4\n", PALETTE_WANTED),
-    "palette of words": ("coloured", "palette.txt", "red\ngreen\nblue\nblack\n", [*PALETTE_WANTED, "line 1"]),
-    "palette of fractions": ("coloured", "palette.txt", "0.5 0 0\n0 1 0\n1 1 1\n1 0 0\n", [*PALETTE_WANTED, "line 1"]),
-    "palette with names": ("coloured", "palette.txt", "1 1 1 sky\n2 2 2 a\n3 3 3 b\n4 4 4 c\n", PALETTE_WANTED),
-    "palette of no lines": ("coloured", "palette.txt", "", PALETTE_WANTED),
-    "palette not UTF-8": ("coloured", "palette.txt", b"\xff\xfe1\x00", ["UTF-8", "save it"]),
-    "no classes.txt": ("folder", "classes.txt", None, ["no classes.txt there", "expects"]),
-    "no classes": ("folder", "classes.txt", "", ["1 to 256 lines", "class name"]),
-    "empty line in classes": ("folder", "classes.txt", "sky\n\ntree\nhouse\n", ["1 to 256 lines", "1 of them empty"]),
-    "257 classes": ("folder", "classes.txt", "".join(f"c{i}\n" for i in range(257)), ["1 to 256 lines", "257"]),
-    "classes not UTF-8": ("folder", "classes.txt", "sky\nB\u00e4ume\n".encode("latin-1"), ["UTF-8", "save it"]),
-    "JSON cut off": ("official", JSON, half, NOT_COCO),
-    "JSON of no bytes": ("official", JSON, b"", NOT_COCO),
-    "JSON not UTF-8": ("official", JSON, b"\xff\xfe\x00", NOT_COCO),
-    "JSON list": ("official", JSON, "[]", NOT_COCO),
-    "JSON without annotations": ("official", JSON, edited(lambda c: c.pop("annotations")), NOT_COCO),
-    "JSON without images": ("official", JSON, edited(lambda c: c.pop("images")), NOT_COCO),
-    "JSON without sizes": ("official", JSON, edited(lambda c: c["images"][0].pop("height")), NOT_COCO),
-    "JSON without areas": ("official", JSON, edited(lambda c: c["annotations"][3].pop("area")), NOT_COCO),
-    "JSON of captions": ("official", JSON, edited(lambda c: c.update(annotations=[
-        {"image_id": 7, "id": 1, "caption": "a dog"}])), NOT_COCO),
-    "JSON of the other split": ("official", JSON, edited(lambda c: c.update(images=[])),
-                                ["does not know 3", NAMES[0], "same split"]),
-    "compressed RLE": ("official", JSON, runs("fXh02^;0"), NOT_COCO),
-    "crowd without counts": ("official", JSON, segmentation({"size": [12, 20]}, 1), NOT_COCO),
-    "outline of 5 numbers": ("official", JSON, segmentation([[1, 1, 5, 1, 5]]), NOT_COCO),
-    "outline of 7 numbers": ("official", JSON, segmentation([[1, 1, 5, 1, 5, 5, 1]]), NOT_COCO),
-    "outline of 2 points": ("official", JSON, segmentation([[1, 1, 5, 1]]), NOT_COCO),
-    "outline of pairs": ("official", JSON, segmentation([[[1, 1], [5, 1], [5, 5], [1, 5], [1, 3], [1, 2]]]), NOT_COCO),
-    "outline of words": ("official", JSON, segmentation([["a", "b", "c", "d", "e", "f"]]), NOT_COCO),
-    "outline of nulls": ("official", JSON, segmentation([[None] * 6]), NOT_COCO),
-    "no outline": ("official", JSON, segmentation(None), NOT_COCO),
-    "runs below zero": ("official", JSON, runs([-10, 250]), ["expected"]),
-    "runs of halves": ("official", JSON, runs([0.5, 239.5]), ["expected"]),
+BAD = [  # layout, the file (0 picture, 1 label map, 2 instances, or its path), what the message says beside the file's
+    # path (for a removed file: beside its partner's), and what the file becomes, one by one (None: it is removed)
+    ("ade20k", 1, ["annotations", "no file of that name", "add its partner"], None),
+    ("ade20k", 0, ["images", "no file of that name", "or remove it"], None),
+    ("cityscapes", 1, ["labelIds", PARTNER], None), ("cityscapes", 2, ["instanceIds", PARTNER], None),
+    ("cityscapes", 0, ["leftImg8bit", PARTNER], None), ("official", 1, ["stuffthingmaps", PARTNER], None),
+    ("coco_stuff", 2, ["train_inst", PARTNER], None), ("folder", 2, ["instances", PARTNER], None),
+    ("ade20k", 0, UNREAD, half), ("cityscapes", 0, UNREAD, half), ("cityscapes", 2, UNREAD, half),
+    ("coco_stuff", 1, UNREAD, half, b""), ("official", 0, UNREAD, b"", "<!DOCTYPE html><html>404</html>"),
+    ("folder", 1, UNREAD, "no picture\n"),
+    ("ade20k", 1, ["12x20", *ONE_SIZE], np.ones((20, 12), np.uint8)),
+    ("cityscapes", 1, ["10x6", *ONE_SIZE], GREY[:6, :10]), ("coco_stuff", 2, ["10x6", *ONE_SIZE], GREY[:6, :10]),
+    *((layout, 1, [f"[{value}]", "correct the label map", expected], labels_with(value)) for layout, expected, values in
+      (("ade20k", "0..150", (151, 255)), ("cityscapes", "255", (34, 254, 26001)), ("coco_stuff", "255", (182,)),
+       ("official", "255", (183, 254))) for value in values),
+    ("folder", 1, ["[4, 9]", "0..3", "the class list"], labels_with(9, 3, 4)),
+    ("folder", 1, ["[256]", "0..3", "the class list"], labels_with(256)),
+    # pictures of another mode, and colours of no class
+    ("ade20k", 1, ["RGB", "one channel", "greyscale"], RGB),
+    ("ade20k", 1, ["2 or 4 bits", "8 bits"], grey_png_of_4_bits()),            # 1 would be read as 17
+    ("folder", 1, ["RGB", "one channel", "palette.txt"], RGB), ("folder", 1, ["F", "save it as"], FLOAT),
+    ("coloured", 1, ["RGBA", "save it as"], Image.fromarray(RGB).convert("RGBA")),
+    ("coloured", 1, ["(7, 7, 7)", "palette", "add them"], RGB + np.uint8(7)),
+    ("coloured", 1, ["(0, 0, 0)", "20 in all", "without smoothing"], RGB + np.arange(20, dtype=np.uint8)[:, None]),
+    ("coloured", 1, ["(9, 9, 9)", "no class's colour"], INDICES),
+    ("cityscapes", 2, ["16-bit"], GREY + np.uint8(255)),
+    ("cityscapes", 2, ["one channel", "greyscale PNG"], RGB), ("folder", 2, ["one channel", "greyscale PNG"], RGB),
+    ("folder", 2, ["F", "greyscale PNG"], FLOAT), ("cityscapes", 0, ["mode F", "8 bits", "convert it"], FLOAT),
+    ("cityscapes", 0, ["I;16", "8 bits", "convert it"], GREY.astype(np.uint16)),
+    ("folder", SAME_NAME, ["same name", ".jpg", "remove one"], RGB),
+    # lists of colours and of classes
+    ("coloured", "palette.txt", [*PALETTE_WANTED, "found 3"], "1 1 1\n2 2 2\n3 3 3\n"),
+    ("coloured", "palette.txt", [*PALETTE_WANTED, "line 1"], "red\ngreen\nblue\nblack\n",
+     "0.5 0 0\n0 1 0\n1 1 1\n1 0 0\n"),
+    ("coloured", "palette.txt", [*PALETTE_WANTED, "line 2"], "1 1 1\n2 2 256\n3 3 3\n4 4 4\n"),
+    ("coloured", "palette.txt", [*PALETTE_WANTED, "line 3"], "1 1 1\n2 2 2\n3 3 -1\n4 4 4\n"),
+    ("coloured", "palette.txt", PALETTE_WANTED, "", "1 1 1\n2 2 2\n3 3 3\n4 4 4\n5 5 5\n",
+     "1 1 1\n2 2 2\n1 1 1\n4 4 4\n", "1 1 1\n2 2 2\n001 1 1\n4 4 4\n", "1 1 1 sky\n2 2 2 a\n3 3 3 b\n4 4 4 c\n"),
+    ("coloured", "palette.txt", ["UTF-8", "save it"], b"\xff\xfe1\x00"),
+    ("folder", "classes.txt", ["no classes.txt there", "expects"], None),
+    ("folder", "classes.txt", ["1 to 256 lines", "class name"], ""),
+    ("folder", "classes.txt", ["1 to 256 lines", "1 of them empty"], "sky\n\ntree\nhouse\n"),
+    ("folder", "classes.txt", ["1 to 256 lines", "257"], "".join(f"c{i}\n" for i in range(257))),
+    ("folder", "classes.txt", ["UTF-8", "save it"], "sky\nB\u00e4ume\n".encode("latin-1")),
+    # COCO's JSON: other files, keys that are missing, outlines of wrong shape, runs
+    ("official", JSON, ["neither train_inst", "stuffthingmaps"], None),
+    ("official", JSON, ["does not know 3", NAMES[0], "same split"], edited(lambda c: c.update(images=[]))),
+    ("official", JSON, NOT_COCO, half, b"", b"\xff\xfe\x00", "[]", edited(lambda c: c.pop("annotations")),
+     edited(lambda c: c.pop("images")), edited(lambda c: c["images"][0].pop("height")),
+     edited(lambda c: c["annotations"][3].pop("area")),
+     edited(lambda c: c.update(annotations=[{"image_id": 7, "id": 1, "caption": "a dog"}])),
+     runs("fXh02^;0"), segmentation({"size": [12, 20]}, 1)),
+    ("official", JSON, NOT_COCO, *map(segmentation, (
+        [[1, 1, 5, 1, 5]], [[1, 1, 5, 1, 5, 5, 1]], [[1, 1, 5, 1]], [[[1, 1], [5, 1], [5, 5], [1, 5], [1, 3], [1, 2]]],
+        [["a", "b", "c", "d", "e", "f"]], [[None] * 6], None))),
+    ("official", JSON, ["expected"], runs([-10, 250]), runs([0.5, 239.5])),
     # The sum of run lengths is the number of pixels. The picture is named: most likely it was resized.
-    "crowd of a smaller picture": ("official", JSON, runs([10, 90]), RESIZED),
-    "crowd of a larger picture": ("official", JSON, runs([10, 230, 5]), RESIZED),
-    "crowd of one run": ("official", JSON, runs([10]), RESIZED),
-    "instances of neither kind": ("official", JSON, None, ["neither train_inst", "stuffthingmaps"]),
-}
+    ("official", JSON, RESIZED, runs([10, 90]), runs([10, 230, 5]), runs([10]))]
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_refused(tmp_path, case):
+@pytest.mark.parametrize("layout, which, says, becomes", [
+    (*bad[:3], becomes) for bad in BAD for becomes in bad[3:]])
+def test_bad_files_are_refused(tmp_path, layout, which, says, becomes):
     """An InputError that names the file, or for a removed one its partner or the folder, and says what to do."""
-    layout, which, becomes, says = BAD[case]
     root, _ = good(tmp_path, layout)
     file = root / which if isinstance(which, str) else place(root, layout, which)
     named = [file] * (says != RESIZED) + [place(root, layout, 0)] * (says == RESIZED or "the same size" in says)

@@ -9,12 +9,13 @@ from PIL import Image
 
 import sample
 from baselines.train import GENERATORS
+from conftest import call, load, pixels
 from data import open_dataset
 from generator import z_of_seed
 from readers import toy
 from support.errors import InputError
 from test_evaluate import write_checkpoint
-from test_train import call, small  # noqa: F401
+from test_train import small  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,6 @@ def checkpoint(tmp_path_factory):
 
 def run(checkpoint, folder, *arguments):
     sample.main(["--checkpoint", str(checkpoint), "--output-dir", str(folder), *map(str, arguments)])
-
-
-def pixels(file):
-    return np.array(Image.open(file)).astype(int)
 
 
 def apart(one, other):
@@ -82,7 +79,7 @@ def test_spherical_interpolation_keeps_the_length():
 @pytest.mark.parametrize("name, sizes", [("oasis", dict(hidden=8)), ("dpgan", dict(stem_channels=4, label_channels=8))])
 def test_only_the_baselines_command_samples_their_checkpoints(checkpoint, tmp_path, monkeypatch, capsys, name, sizes):
     options, file = dict(num_classes=11, widths=(16, 16, 8), **sizes), tmp_path / "ema.pt"
-    torch.save({**torch.load(checkpoint, weights_only=True), "architecture": name, "generator": options,
+    torch.save({**load(checkpoint), "architecture": name, "generator": options,
                 "ema": GENERATORS[name](**options).state_dict()}, file)
     arguments = ("--checkpoint", file, "--dataset", "toy", "--count", 1, "--output-dir", tmp_path / "out")
     assert call(monkeypatch, "sample", *arguments) == 2

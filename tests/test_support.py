@@ -5,6 +5,7 @@ import errno
 import pytest
 import torch
 
+from conftest import call
 from generator import Generator
 from support import checkpoints
 from support.errors import InputError, run_script
@@ -82,6 +83,28 @@ def test_ema_statistics_are_measured_anew(G):
 def test_learning_rate_decay_depends_on_the_step_alone():
     assert [lr_factor(s, 0, 0) for s in (1, 1000)] == [1, 1]
     assert [round(lr_factor(s, 10, 20), 3) for s in (5, 10, 15, 20, 99)] == [1, 1, 0.55, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("command, message", [
+    ("train --preset huge", "train.py: --preset: invalid choice: 'huge'"),
+    ("data --dataset cats", "data.py: --dataset: invalid choice: 'cats' (choose from 'toy', "),
+    ("sample --checkpoint none.pt --dataset toy", "sample.py: none.pt: "),
+    ("evaluate --fake none --real none", "evaluate.py: --fake none: no such folder"),
+    ("baselines.train --model spade", "baselines.train: --model spade: choose from dp-sims, oasis, dpgan"),
+    ("baselines.sample --checkpoint none.pt --dataset toy", "baselines.sample: none.pt: "),
+    ("baselines.evaluate --checkpoint none.pt", "baselines.evaluate: none.pt: "),
+    ("baselines.iidm.train --preset huge", "baselines.iidm.train: --preset: invalid choice: 'huge'"),
+    ("baselines.iidm.sample --checkpoint none.pt --dataset toy",
+     "baselines.iidm.sample: IIDM starts from a style reference: give --reference"),
+    ("baselines.iidm.scores --fake none", "baselines.iidm.scores: none/references: no reference for 0"),
+    ("baselines.iidm.latency --checkpoint none.pt --against none.pt", "baselines.iidm.latency: none.pt: "),
+    ("tables.compare --rows table99", "tables.compare: --rows table99 is unknown")])
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules")
+def test_bad_input_of_every_script_is_one_line_and_exit_code_2(command, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message) and len(error.splitlines()) == 1, error
 
 
 @pytest.mark.parametrize("error, code, message", [

@@ -8,10 +8,8 @@ import functools
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,15 +20,14 @@ import torch
 from PIL import Image
 
 import train
+from conftest import ROOT, call, lines, load, printed_by, start, tiny_inception
 from discriminator import Discriminator
 from metrics import fid
 from readers import toy
 from support import ranks, runs
-from support.checkpoints import load_checkpoint, read_lines
+from support.checkpoints import load_checkpoint
 from support.errors import InputError
-from test_evaluate import tiny_inception
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--dataset toy --backbone-weights random --image-size 32 --batch-size 4 --workers 0 --device cpu "
          "--log-every 1 --picture-every 0 --save-every 0").split()
 UNTIL_KILLED = ("--sampling", "uniform", "--steps", 10 ** 6, "--save-every", 1)
@@ -46,11 +43,9 @@ def shrink(patch):
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         yield
-    torch.set_num_threads(threads)
 
 
 def options(folder, *more):
@@ -62,23 +57,6 @@ def run(folder, *more):
     train.train(train.parse_options(options(folder, *more)), train.DP_SIMS)
 
 
-def start(*command, group=False):
-    """A python process of its own."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=environment, start_new_session=group)
-
-
-def call(monkeypatch, module, *arguments):
-    """`python -m module arguments`, in this process. -> its exit code."""
-    monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
 def wait_until(happens, process):
     """Until happens() is true, however long it takes. The process must not end before."""
     for _ in range(200_000):  # over an hour: against hanging for ever
@@ -87,14 +65,6 @@ def wait_until(happens, process):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     raise AssertionError("it never happened")
-
-
-def load(file):
-    return torch.load(file, weights_only=True)
-
-
-def lines(folder, name="metrics.jsonl"):
-    return read_lines(folder / name)
 
 
 def steps_of(folder):
@@ -179,10 +149,7 @@ def main_of_a_rank(folder, *options):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    process = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, __file__, folder,
-                    *options(folder / "two", *RANKS))
-    error = process.communicate()[1]
-    assert process.returncode == 0, error
+    printed_by(start(__file__, folder, *options(folder / "two", *RANKS), ranks=2))
     return folder
 
 
@@ -295,7 +262,6 @@ def test_the_run_folder_has_what_its_docstring_says(whole):
     ("--backbone-weights nowhere.pth", "--backbone-weights nowhere.pth: .*No such file"),
     ("--vgg-weights nowhere.pth", "--vgg-weights nowhere.pth: .*No such file"),
     ("--backbone vgg16", "--backbone vgg16 is unknown; choose from convnext_large"),
-    ("--preset huge", "--preset: invalid choice: 'huge'"),
     ("--model oasis", "unrecognized arguments: --model oasis"),
     ("--log-every 0", "--log-every: 0: expected a whole number from 1 to"),
     ("--lambda-c -1", "--lambda-c: -1: expected a number from 0 to"),
