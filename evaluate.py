@@ -23,6 +23,7 @@ scores are, too.
 """
 import hashlib
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -105,19 +106,26 @@ def open_checkpoint(args, ranks, generators):
 
 def open_folders(args):
     """--fake with --dataset or --real -> Scored. Raises InputError where the pictures do not fit together."""
-    files, (H, W) = open_pictures(args.fake, "--fake")
+    seeds, (H, W) = open_seeds(args.fake) if args.dataset else ([], open_pictures(args.fake, "--fake")[1])
     if args.image_size not in (None, (H, W)):
         raise InputError(f"--fake {args.fake}: pictures of {H}x{W} (height x width), not {args.image_size[0]}x"
                          f"{args.image_size[1]}; generated pictures are scored as they are")
     if args.dataset:
         dataset = open_dataset(args.dataset, args.data_path, args.split, (H, W), instances=False)
         names = dataset.names[:args.count or None]
-        alone = [name for name in names if name not in files]
-        if alone:
-            raise InputError(f"--fake {args.fake}: no picture of {len(alone)} of the {len(names)} label maps, such as "
-                             f"{alone[0]}.png; expected one named as each label map (--count N for the first N)")
-        return with_label_maps(args, dataset, f"{suffixes(files)} files", lambda i: read_rgb(files[dataset.names[i]]))
+        for files in seeds:
+            alone = [name for name in names if name not in files]
+            if alone:
+                raise InputError(f"--fake {args.fake}: no picture of {len(alone)} of the {len(names)} label maps, such "
+                                 f"as {alone[0]}.png; expected one named as each label map (--count N for the first N)")
+        args.samples = args.samples or len(seeds)
+        if "diversity" in args.metrics and not 2 <= args.samples <= len(seeds):
+            raise InputError(f"--metrics diversity: {len(seeds)} pictures a map in {args.fake}; expected "
+                             f"{max(args.samples, 2)} or more, as NAME_seed000.png or seed000/NAME.png")
+        return with_label_maps(args, dataset, f"{suffixes(seeds[0])} files",
+                               lambda i, seed=0: read_rgb(seeds[seed][dataset.names[i]]))
 
+    files = open_pictures(args.fake, "--fake")[0]
     real_files, real_size = open_pictures(args.real, "--real", args.image_size)
     if real_size != (H, W):
         raise InputError(f"--real {args.real}: pictures of {real_size[0]}x{real_size[1]} (height x width), those of "
@@ -141,6 +149,24 @@ def with_label_maps(args, dataset, what, fake):
     how = f"; one for each label map of {args.dataset} {args.split}, {what}; real pictures resized bicubic"
     return Scored(dataset.image_size, count, fake, lambda i: dataset[i]["image"].permute(1, 2, 0).numpy(), count,
                   dataset.fingerprint(), how, dataset)
+
+
+def open_seeds(folder):
+    """--fake DIR -> ([{name: file} of the first seed, of the second, ...], (H, W) of all). Raises InputError.
+
+    Files are named NAME.png, NAME_seed000.png as sample.py does, or seed000/NAME.png as this script does.
+    """
+    parts = sorted(part for part in folder.glob("seed[0-9]*") if part.is_dir()) or [folder]
+    found, sizes = zip(*(open_pictures(part, "--fake") for part in parts))
+    if len(set(sizes)) > 1:
+        raise InputError(f"--fake {folder}: pictures of {len(set(sizes))} sizes; bring all to one size")
+    if len(parts) > 1:
+        return list(found), sizes[0]
+    seeds = {}
+    for name, file in found[0].items():
+        name, _, seed = name.rpartition("_seed") if re.fullmatch(r".+_seed\d+", name) else (name, "", "0")
+        seeds.setdefault(int(seed), {})[name] = file
+    return [seeds[seed] for seed in sorted(seeds)], sizes[0]
 
 
 def open_pictures(folder, flag, resize=None):
@@ -314,8 +340,8 @@ def parse_options(argv):
                        "of --fake, to which real ones are then resized")
     group = parser.add_argument_group("scores")
     group.add_argument("--metrics", help=f"some of {','.join(METRICS)}; default: all, or what --fake allows of them")
-    group.add_argument("--samples", type=number(2, MOST_SEEDS), default=20, help="pictures a map for the diversity "
-                       "(Table 9: 20)")
+    group.add_argument("--samples", type=number(2, MOST_SEEDS), help="pictures a map for the diversity; default: 20 "
+                       "(Table 9), or all that --fake has")
     for metric in METRICS.values():
         metric.add_options(group)
     group = parser.add_argument_group("output")
@@ -333,13 +359,14 @@ def check(args):
         raise InputError("give either --checkpoint EMA_FILE or --fake DIR")
     if args.fake and bool(args.real) == bool(args.dataset) or args.real and not args.fake:
         raise InputError("--fake DIR needs either --real DIR or --dataset NAME, and --real DIR needs --fake DIR alone")
-    possible = list(METRICS) if args.checkpoint else ["fid", "miou"] if args.dataset else ["fid"]
-    asked = args.metrics.split(",") if args.metrics else possible
+    possible = list(METRICS) if args.checkpoint else ["fid", "miou", "diversity"] if args.dataset else ["fid"]
+    asked = args.metrics.split(",") if args.metrics else possible if args.checkpoint else possible[:2]
+    args.samples = args.samples or (20 if args.checkpoint else None)
     for metric in asked:
         if metric not in METRICS:
             raise InputError(f"--metrics {metric}: no such score; choose from {','.join(possible)}")
         if metric not in possible:
-            raise InputError(f"--metrics {metric}: needs {'--dataset' if metric == 'miou' else '--checkpoint'}")
+            raise InputError(f"--metrics {metric}: needs {'--checkpoint' if metric == 'latency' else '--dataset'}")
     args.metrics = [metric for metric in METRICS if metric in asked]
     if args.output_dir is None:
         step = args.checkpoint and args.checkpoint.stem.removeprefix("ema_")

@@ -204,6 +204,21 @@ def assert_refused(message, *arguments):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("place", ["{name}_seed{seed:03d}.png", "seed{seed:03d}/{name}.png"])
+def test_diversity_of_anyones_pictures(tmp_path, place):
+    """Black, then grey pictures of three maps: one pair of each, half of the range apart."""
+    names = toy_of(32).names[:3]
+    for seed, grey in ((4, 0), (7, 51)):
+        for name in names:
+            file = tmp_path / "fake" / place.format(name=name, seed=seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (grey,) * 3).save(file)
+    common = "--fake", tmp_path / "fake", "--dataset", "toy", "--count", 3, "--metrics", "diversity", "--device", "cpu"
+    found = score(*common, "--output-dir", tmp_path / "out")["diversity"]
+    assert found["samples"] == 2 and found["maps"] == 3 and found["pixels"] == pytest.approx(51 / 255)
+    assert_refused("expected 3 or more, as NAME_seed000.png", *common, "--samples", 3)
+
+
 @pytest.mark.parametrize("fake, message", [
     ([SQUARE, (32, 48)], "pictures of 2 sizes (height x width), 0.png 32x32 and 1.png 32x48"),
     ([SQUARE], "1 pictures"), ([], "0 pictures"), (None, "no such folder"),
