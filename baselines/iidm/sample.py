@@ -218,7 +218,7 @@ def main(argv):
     ranks = setup_ranks(args.device)
     torch.set_float32_matmul_precision("highest")
     model, checkpoint = load_model(args.checkpoint, args.ensemble, ranks.device)
-    if args.guidance != 1 and not checkpoint["mask_dropout"]:
+    if args.guidance != 1 and not checkpoint["run"]["mask_dropout"]:
         raise InputError(f"--guidance {args.guidance:g}: {args.checkpoint} was never shown a picture without its label "
                          f"map; train with --mask-dropout 0.2")
     size = args.image_size or tuple(checkpoint["image_size"])
