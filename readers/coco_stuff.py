@@ -62,22 +62,17 @@ def open_coco_stuff(path, split):
         if not file.is_file():
             raise not_there(f"{path}: neither {split}_inst/ nor annotations/instances_{year}.json, which say where an "
                             f"instance ends", path, TREE, MARKS)
-        outlines = read_outlines(file, names)
+        try:
+            outlines = Outlines(json.loads(file.read_bytes()), names)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected "
+                             f"it from annotations_trainval2017.zip, and pictures named by their ids") from None
     return Pictures(matched, names, CLASSES, default_palette(183, 182), unknown=182, meaning=MEANING, outlines=outlines)
 
 
 def first_of(root, *places):
     """The first of the places that is there, or the first."""
     return next((root / place for place in places if (root / place).exists()), root / places[0])
-
-
-def read_outlines(file, names):
-    """COCO's instances_*.json -> Outlines. Raises InputError for a file that is not as published."""
-    try:
-        return Outlines(json.loads(file.read_bytes()), names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected it "
-                         f"from annotations_trainval2017.zip, and pictures named by their ids") from None
 
 
 class Outlines:

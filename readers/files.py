@@ -57,10 +57,7 @@ class Pictures:
         """A text that changes with the list of files, their sizes and their times."""
         lines = [repr(None if self.colours is None else self.colours.tolist())]
         for file in (file for files in self.files for file in files[:2]):
-            try:
-                stat = file.stat()
-            except OSError as error:
-                raise InputError(f"{file}: cannot be read ({error.strerror}); replace or remove it") from None
+            stat = file.stat()
             lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
         return "\n".join(lines)
 

@@ -1,9 +1,6 @@
 """What a training run says about itself: metrics.jsonl, the terminal, and the step at which something went wrong.
 
-    banner            what runs where, before the first step
-    add, gradient_norms, accuracies, mean_gate    values of a step: tensors on the device, nothing waits for them
-    check_finite      stops at the first loss term or weight that is not finite
-    write_metrics     one line a log interval, and the one wait for the device
+The values of a step are tensors on the device. Only check_finite and write_metrics wait for them.
 """
 import math
 import sys
@@ -106,17 +103,15 @@ def write_metrics(log, step, known, since, args, run, progress, ranks):
 
 
 def describe(G, D, P, args):
-    """The networks' lines of the banner."""
+    """The networks' lines of the banner: (name, text)."""
     def count(net, trains):
         return sum(p.numel() for p in net.parameters() if p.requires_grad == trains)
     parts = ", ".join(f"{name} {count(part, True):,}" for name, part in G.named_children())
-    lines = [("generator", f"{count(G, True):,} parameters: {parts}"), ("discrimin.", f"{count(D, True):,} trained")]
-    if D.backbone:
-        lines[1] = "discrimin.", f"{lines[1][1]}, {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})"
+    frozen = f", {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})" if D.backbone else ""
+    yield "generator", f"{count(G, True):,} parameters: {parts}"
+    yield "discrimin.", f"{count(D, True):,} trained{frozen}"
     if P:
-        frozen = f"{count(P, False):,} frozen (VGG-19, {args.vgg_weights})"
-        lines += [("contrastive", f"{count(P, True):,} trained, {frozen}")]
-    return lines
+        yield "contrastive", f"{count(P, True):,} trained, {count(P, False):,} frozen (VGG-19, {args.vgg_weights})"
 
 
 def banner(title, lines, args, ranks, run, done, images):

@@ -60,6 +60,8 @@ def parse_options(argv):
     args.data = ["--dataset", args.dataset]
     if args.data_path:
         args.data += ["--data-path", str(Path(args.data_path).resolve())]  # the commands run in the repository's root
+    args.output_dir = args.output_dir.resolve()
+    args.backbone = args.output_dir / "backbone_resnet18.pt"
     unknown = [row for row in args.rows if row not in (*ROWS, *TABLE_2)]
     if unknown:
         raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join((*ROWS, *TABLE_2))}")
@@ -89,7 +91,7 @@ def commands_of(args, row, seed):
     if not of_iidm:
         chosen = ROWS[row].command().split()
     if shares_backbone(args, row):
-        chosen += ["--backbone-weights", str(backbone_file(args))]
+        chosen += ["--backbone-weights", str(args.backbone)]
     train = [*chosen, *args.data, "--preset", args.preset, "--seed", str(seed), "--steps", str(args.steps),
              "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay, "--picture-every", "0",
              *args.options.split(), "--output-dir", str(run)]
@@ -112,10 +114,6 @@ def commands_of(args, row, seed):
         draw += words[words.index("--count"):][:2]
     return train, [draw, ["evaluate.py", "--fake", str(pictures), *evaluate],
                    ["-m", "baselines.iidm.scores", "--fake", str(pictures), "--eval", str(scores / "eval.json")]]
-
-
-def backbone_file(args):
-    return args.output_dir / "backbone_resnet18.pt"
 
 
 def shares_backbone(args, row):
@@ -206,12 +204,11 @@ def draw_comparison(args, file):
 
 
 def main(args):
-    args.output_dir = args.output_dir.resolve()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runs = [(row, seed) for row in args.rows for seed in args.seeds]
-    if any(shares_backbone(args, row) for row in args.rows) and not backbone_file(args).is_file():
+    if any(shares_backbone(args, row) for row in args.rows) and not args.backbone.is_file():
         call(["train.py", *args.data, "--preset", "toy", *args.options.split(), "--pretrain-backbone",
-              str(backbone_file(args)), "--output-dir", str(args.output_dir / "pretraining")],
+              str(args.backbone), "--output-dir", str(args.output_dir / "pretraining")],
              args.output_dir / "pretraining.log")
     for row, seed in tqdm(runs, desc="runs", dynamic_ncols=True):
         run_one(args, row, seed)

@@ -242,7 +242,7 @@ def test_the_command_line_beats_the_dataset_and_the_dataset_the_model(words, val
     ("dp-sims --lambda-patch 1", "--lambda-patch 1.0 needs --discriminator dpgan"),
     ("dp-sims --lambda-lm 1", "--lambda-lm 1.0 needs --discriminator oasis or dpgan"),
     ("dpgan --matched none", "--lambda-fm 1.0 needs .*--matched other than none"),
-    ("dpgan --lambda-c 1", "--lambda-c and --lambda-d need --discriminator dp-sims or oasis"),
+    ("dpgan --lambda-c 1", "--lambda-c 1.0 needs --discriminator dp-sims or oasis"),
     ("dp-sims --backbone timm:nothing --backbone-weights self", "timm:nothing: .*see timm.list_models"),
 ])
 def test_bad_rows_get_one_line(tmp_path, arguments, message):
