@@ -51,6 +51,7 @@ READERS = {"folder": (folder.open_folder, folder.TREE),
            "cityscapes": (cityscapes.open_cityscapes, cityscapes.TREE),
            "coco_stuff": (coco_stuff.open_coco_stuff, coco_stuff.TREE)}
 DATASETS = ("toy", *READERS)
+MEANINGS = {"cityscapes": cityscapes.MEANING, "coco_stuff": coco_stuff.MEANING}  # of the values in their files
 # PAPER: silent on augmentation. / HERE: resize to 286/256 of the size, random crop, flip. The aspect ratio is ignored;
 # pictures bicubic with antialiasing, labels nearest. / WHY: OASIS's paper does this; its code, by a bug, does not.
 RESIZE = 286 / 256

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import DATASETS, nearest, offset_maps, open_dataset
+from data import DATASETS, MEANINGS, nearest, offset_maps, open_dataset
 from generator import Generator, z_of_seed
 from readers.files import require_size
-from readers.images import INSTANCE_RULES, classes_of_values, instance_ids, read_instances, read_labels
+from readers.images import Meaning, classes_of_values, read_instances, read_labels
 from support.errors import InputError, run_script
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, seeds, size
 from support.pages import colour_labels, to_pixels
@@ -111,7 +111,8 @@ def read_maps(args, checkpoint, image_size):
         raise InputError("--labels and --instances: give two folders, or two PNGs")
     if has_offsets and not args.instances:
         print("this model takes instance offsets; without --instances every one of them is 0")
-    class_of = classes_of_values(checkpoint["dataset"], len(checkpoint["classes"]))
+    meaning = MEANINGS.get(checkpoint["dataset"], Meaning())
+    class_of = classes_of_values(len(checkpoint["classes"]), meaning.last_is_255)
     colours = np.array(checkpoint["palette"], np.uint8)
     if len(np.unique(colours, axis=0)) < len(colours):
         colours = None  # two classes share a colour
@@ -123,7 +124,7 @@ def read_maps(args, checkpoint, image_size):
             instance_file = args.instances / file.name if args.instances.is_dir() else args.instances
             instances = read_instances(instance_file)                                # (h, w)
             require_size(instances, instance_file, labels, file)
-            instances = instance_ids(instances, labels, INSTANCE_RULES.get(checkpoint["dataset"], "ids"))
+            instances = meaning.ids(instances, labels, instance_file)
             offsets = torch.from_numpy(offset_maps(instances[window]))               # (2, H, W)
         yield file.stem, torch.from_numpy(labels[window]), offsets
 

@@ -60,12 +60,8 @@ def conv_block(in_channels, out_channels, stride, padding):
 class Generator(nn.Module):
     """DP-GAN's G(z, l): two pyramids (Sec. 3.1, Fig. 2). The defaults are the full-size model.
 
-    num_classes: C, the labels 0..C-1, the unknown one included.
-    offset_channels: 2 where instance offsets are given, else 0.
-    widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
-        and W must be divisible by 2^(scales - 1).
+    num_classes, offset_channels, widths, padding: as in oasis.Generator.
     stem_channels, label_channels: of the label pyramid, its first block and all others.
-    padding: of the 3x3 convolutions, "zeros" or "reflect".
     concatenate_last: False is "w/o cat" of the supplement's Table 3, gamma and beta from alpha^i alone.
     """
 
@@ -140,7 +136,6 @@ class Discriminator(nn.Module):
     matched: a key of MATCHED, the blocks whose features are matched.
     head_channels: of the patch heads. They have batch norm: in training, a batch needs two images or more where the
         map of a head is a single pixel.
-    Raises ValueError for an unknown patch or matched.
     """
 
     backbone = None  # nothing here is frozen; the training loop asks
@@ -148,8 +143,6 @@ class Discriminator(nn.Module):
     def __init__(self, num_classes, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS, patch="encoder",
                  matched="decoder", head_channels=64):
         super().__init__()
-        if patch not in PATCH_LEVELS or matched not in MATCHED:
-            raise ValueError(f"patch '{patch}' and matched '{matched}' must be of {', '.join(MATCHED)}")
         self.patch_levels, self.matched = PATCH_LEVELS[patch], MATCHED[matched]
         self.unet = UNet(num_classes, encoder_widths, decoder_widths)
         widths = {"encoder": encoder_widths, "decoder": decoder_widths}

@@ -119,26 +119,21 @@ class Discriminator(nn.Module):
     encoder_widths: channels from 1/2 of the image downwards; their number is that of the levels, and H and W must be
         divisible by 2^levels.
     decoder_widths: as many, upwards to the full resolution.
-    Raises ValueError where the two differ in length.
     """
 
     backbone = None  # nothing here is frozen; the training loop asks
 
     def __init__(self, num_classes, encoder_widths=ENCODER_WIDTHS, decoder_widths=DECODER_WIDTHS):
         super().__init__()
-        if len(encoder_widths) != len(decoder_widths):
-            raise ValueError(f"{len(encoder_widths)} encoder widths and {len(decoder_widths)} decoder widths: "
-                             f"a UNet has as many blocks down as up")
         self.downsampling = 2 ** len(encoder_widths)
         # PAPER: "a U-Net architecture built from ResNet blocks", widths only. / HERE: blocks of two 3x3 convolutions
         # under spectral norm, LeakyReLU first, no other norm; averaged 2x2 after a block, nearest x2 before one.
         # WHY: OASIS's code; its order of pooling and 1x1 shortcut gives the same numbers.
-        inputs = (3,) + tuple(encoder_widths[:-1])
+        inputs = (3, *encoder_widths[:-1])
         self.encoder = nn.ModuleList(
             ResidualBlock(inputs[i], encoder_widths[i], spectral=True, first=i == 0) for i in range(len(inputs)))
         # the second decoder block and all after it also read the encoder's map of their size
-        skips = (0,) + tuple(encoder_widths[-2::-1])
-        inputs = (encoder_widths[-1],) + tuple(decoder_widths[:-1])
+        inputs, skips = (encoder_widths[-1], *decoder_widths[:-1]), (0, *encoder_widths[-2::-1])
         self.decoder = nn.ModuleList(
             ResidualBlock(inputs[i] + skips[i], decoder_widths[i], spectral=True) for i in range(len(inputs)))
         self.to_logits = nn.Conv2d(decoder_widths[-1], num_classes + 1, 1)

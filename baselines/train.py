@@ -116,8 +116,8 @@ def build_networks(args, dataset, probabilities, folder, ranks):
     elif args.discriminator == "oasis":
         D = oasis.Discriminator(C, **unet)
     else:
-        D = dpgan.Discriminator(C, **unet, patch=args.patch, matched=args.matched,
-                                **({"head_channels": TOY_HEAD_CHANNELS} if toy else {}))
+        head = {"head_channels": TOY_HEAD_CHANNELS} if toy else {}
+        D = dpgan.Discriminator(C, **unet, patch=args.patch, matched=args.matched, **head)
     return G, D, train.build_contrastive(args, ranks), args.generator, options
 
 
@@ -164,14 +164,15 @@ def parse_options(argv):
 
 def check(args):
     """args, where losses and networks fit together. Raises InputError."""
-    for weight, has in (("lambda_patch", args.patch != "none"), ("lambda_fm", args.matched != "none")):
-        if getattr(args, weight) > 0 and not (has and args.discriminator == "dpgan"):
-            raise InputError(f"--{weight.replace('_', '-')} {getattr(args, weight)} needs --discriminator dpgan with "
-                             f"--{'patch' if weight == 'lambda_patch' else 'matched'} other than none; or give 0")
-    if args.lambda_lm > 0 and args.discriminator == "dp-sims":
-        raise InputError(f"--lambda-lm {args.lambda_lm} needs --discriminator oasis or dpgan; or give 0")
-    if args.discriminator == "dpgan" and (args.lambda_c > 0 or args.lambda_d > 0):
-        raise InputError("--lambda-c and --lambda-d need --discriminator dp-sims or oasis; or give 0")
+    of_dpgan = args.discriminator == "dpgan"
+    for weight, fits, needs in (
+            ("patch", of_dpgan and args.patch != "none", "dpgan with --patch other than none"),
+            ("fm", of_dpgan and args.matched != "none", "dpgan with --matched other than none"),
+            ("lm", args.discriminator != "dp-sims", "oasis or dpgan"),
+            ("c", not of_dpgan, "dp-sims or oasis"), ("d", not of_dpgan, "dp-sims or oasis")):
+        if getattr(args, f"lambda_{weight}") > 0 and not fits:
+            raise InputError(f"--lambda-{weight} {getattr(args, f'lambda_{weight}')} needs --discriminator {needs}; or "
+                             f"give 0")
     return args
 
 

@@ -31,8 +31,8 @@ def seconds_of(run, device):
 def best_throughput(runner, G, precision, device):
     """-> {"precision", "batch_size", "pictures_per_second"}: the best of the batch sizes 1, 2, 4, ..., eager. Ends
     after two doublings without 2 % of gain, where memory ends, or where a batch takes 20 s."""
-    best, since, n = {"precision": precision, "batch_size": 0, "pictures_per_second": 0.0}, 0, 1
-    while since < 2 and n <= 1024:
+    best, since, n, times = {"precision": precision, "batch_size": 0, "pictures_per_second": 0.0}, 0, 1, [0.0]
+    while since < 2 and n <= 1024 and times[0] <= 20:
         try:
             run = runner(G, n, precision)
             run()
@@ -45,8 +45,6 @@ def best_throughput(runner, G, precision, device):
         since = 0 if rate > 1.02 * best["pictures_per_second"] else since + 1
         if rate > best["pictures_per_second"]:
             best.update(batch_size=n, pictures_per_second=rate)
-        if times[0] > 20:
-            break
         n *= 2
     return best
 

@@ -37,4 +37,4 @@ def open_ade20k(path, split):
     path, split = Path(path), {"train": "training", "val": "validation"}[split]
     files = {folder: listed(folder, (ending,)) for folder, ending in (
         (path / "images" / split, ".jpg"), (path / "annotations" / split, ".png"))}
-    return Pictures("ade20k", *match(files, path, TREE, ["annotations"]), CLASSES, PALETTE, unknown=0)
+    return Pictures(*match(files, path, TREE, ["annotations"]), CLASSES, PALETTE, unknown=0)

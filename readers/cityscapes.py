@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from readers.files import Pictures, listed, match
-from readers.images import hex_colours, split_names
+from readers.images import Meaning, hex_colours, split_names
 from support.errors import InputError
 
 TREE = """--dataset cityscapes expects
@@ -23,6 +23,16 @@ PALETTE = hex_colours(" ".join(_palette))
 SCORED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
+def instance_ids(instances, labels, file):
+    """Instances have labelId * 1000 + n; crowds and stuff have the plain labelId, here 0."""
+    if instances.dtype == np.uint8:
+        raise InputError(f"{file}: an 8-bit file; expected Cityscapes' 16-bit ids, which 8 bits clip")
+    return np.where(instances >= 1000, instances, 0)
+
+
+MEANING = Meaning(last_is_255=True, ids=instance_ids)  # the licence plate is -1, 255 as 8 bits
+
+
 def open_cityscapes(path, split):
     """The pictures of a split, "train" or "val". Labels: 0..33, 255 = licence plate; 35 channels.
 
@@ -38,5 +48,5 @@ def open_cityscapes(path, split):
                     raise InputError(f"{file}: {of_suffix[name]} has the same name; remove one of them")
     score_ids = np.full(len(CLASSES), -1)
     score_ids[list(SCORED)] = np.arange(len(SCORED))
-    return Pictures("cityscapes", *match(files, path, TREE, ["gtFine"]), CLASSES, PALETTE, unknown=0,
+    return Pictures(*match(files, path, TREE, ["gtFine"]), CLASSES, PALETTE, unknown=0, meaning=MEANING,
                     score_ids=score_ids, cropped=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from readers.files import Pictures, listed, match, not_there
-from readers.images import split_names
+from readers.images import Meaning, split_names
 from support.errors import InputError
 from support.pages import default_palette
 
@@ -17,7 +17,7 @@ TREE = """--dataset coco_stuff expects
 as train2017.zip, val2017.zip and annotations_trainval2017.zip from https://cocodataset.org and
 stuffthingmaps_trainval2017.zip from https://github.com/nightrome/cocostuff unpack"""
 MARKS = ("stuffthingmaps", "train_img", "val_img")
-# 0..90 are things, of which 11 occur nowhere, 91..181 are stuff.
+THINGS = 91         # classes 0..90 are things, of which 11 occur nowhere, 91..181 are stuff
 CLASSES = split_names("""
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop
 sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat, backpack, umbrella,
@@ -36,6 +36,17 @@ vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-stone, wall-t
 waterdrops, window-blind, window-other, wood, unlabelled""")
 
 
+def instance_ids(instances, labels, file):
+    """SPADE's instance maps: 0, 1, 2, ... written into a copy of the label map, so an id may equal a label.
+
+    TRAP: id 0 is the first instance, stuff keeps its label, and so do things outside of every outline (crowds).
+    """
+    return np.where(labels < THINGS, 1 + 2 * instances.astype(np.int32) + (instances == labels), 0)
+
+
+MEANING = Meaning(last_is_255=True, ids=instance_ids)
+
+
 def open_coco_stuff(path, split):
     """The pictures of a split, "train" or "val". Labels: 0..181, 255 = unlabelled; 183 channels."""
     path, year = Path(path), f"{split}2017"
@@ -51,22 +62,17 @@ def open_coco_stuff(path, split):
         if not file.is_file():
             raise not_there(f"{path}: neither {split}_inst/ nor annotations/instances_{year}.json, which say where an "
                             f"instance ends", path, TREE, MARKS)
-        outlines = read_outlines(file, names)
-    return Pictures("coco_stuff", matched, names, CLASSES, default_palette(183, 182), unknown=182, outlines=outlines)
+        try:
+            outlines = Outlines(json.loads(file.read_bytes()), names)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected "
+                             f"it from annotations_trainval2017.zip, and pictures named by their ids") from None
+    return Pictures(matched, names, CLASSES, default_palette(183, 182), unknown=182, meaning=MEANING, outlines=outlines)
 
 
 def first_of(root, *places):
     """The first of the places that is there, or the first."""
     return next((root / place for place in places if (root / place).exists()), root / places[0])
-
-
-def read_outlines(file, names):
-    """COCO's instances_*.json -> Outlines. Raises InputError for a file that is not as published."""
-    try:
-        return Outlines(json.loads(file.read_bytes()), names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected it "
-                         f"from annotations_trainval2017.zip, and pictures named by their ids") from None
 
 
 class Outlines:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from readers.images import INSTANCE_RULES, classes_of_values, instance_ids, read_instances, read_labels, read_rgb
+from readers.images import Meaning, classes_of_values, read_instances, read_labels, read_rgb
 from support.errors import InputError
 
 
@@ -15,12 +15,12 @@ class Pictures:
     Raises InputError, when a sample is read, for a file that cannot be read, sizes that differ, and label values that
     mean no class.
     """
-    dataset: str                  # its name: what values mean, see images.classes_of_values and INSTANCE_RULES
     files: list                   # [(picture, label map, instance map or None), ...]
     names: list                   # of the samples
     classes: tuple                # C names
     palette: np.ndarray           # (C, 3) uint8, for pages
     unknown: int | None           # the class of unlabelled pixels
+    meaning: Meaning = Meaning()  # of the values in the files
     colours: np.ndarray = None    # (C, 3) uint8 where label maps may be RGB, see images.read_labels
     outlines: object = None       # coco_stuff.Outlines in place of instance maps
     score_ids: np.ndarray = None  # (C,) the id under which the benchmark scores each class, -1 = not scored
@@ -29,7 +29,7 @@ class Pictures:
 
     def __post_init__(self):
         self.has_instances = self.outlines is not None or self.files[0][2] is not None
-        self.class_of = classes_of_values(self.dataset, len(self.classes))
+        self.class_of = classes_of_values(len(self.classes), self.meaning.last_is_255)
         if self.score_ids is None:
             self.score_ids = np.array([-1 if c == self.unknown else c for c in range(len(self.classes))])
 
@@ -46,10 +46,8 @@ class Pictures:
         if self.outlines is not None:
             return image, labels, self.outlines.paint(index, labels, image_file)
         ids = read_instances(instance_file)
-        if self.dataset == "cityscapes" and ids.dtype == np.uint8:
-            raise InputError(f"{instance_file}: an 8-bit file; expected Cityscapes' 16-bit ids, which 8 bits clip")
         require_size(ids, instance_file, image, image_file)
-        return image, labels, instance_ids(ids, labels, INSTANCE_RULES.get(self.dataset, "ids"))
+        return image, labels, self.meaning.ids(ids, labels, instance_file)
 
     def labels(self, index):
         """(h, w) uint8 classes of sample `index`, at the size of its file."""
@@ -59,10 +57,7 @@ class Pictures:
         """A text that changes with the list of files, their sizes and their times."""
         lines = [repr(None if self.colours is None else self.colours.tolist())]
         for file in (file for files in self.files for file in files[:2]):
-            try:
-                stat = file.stat()
-            except OSError as error:
-                raise InputError(f"{file}: cannot be read ({error.strerror}); replace or remove it") from None
+            stat = file.stat()
             lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
         return "\n".join(lines)
 

@@ -32,7 +32,7 @@ def open_folder(path, split):
     files = {path / kind / split: listed(path / kind / split, endings) for kind, endings in kinds.items()
              if kind != "instances" or (path / kind).is_dir()}
     palette = default_palette(len(classes), unknown) if colours is None else colours
-    return Pictures("folder", *match(files, path, TREE, ["labels"]), classes, palette, unknown, colours, upright=True)
+    return Pictures(*match(files, path, TREE, ["labels"]), classes, palette, unknown, colours=colours, upright=True)
 
 
 def text_lines(file):

@@ -3,15 +3,25 @@
 TRAP: labels must arrive as they were written. So nothing here resizes or interpolates, and a file whose values are no
 classes is refused with an InputError that names the file and the values.
 """
+from typing import Callable, NamedTuple
+
 import numpy as np
 from PIL import Image, ImageOps
 
 from support.errors import InputError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-# What a dataset's instance maps hold: a rule of instance_ids.
-INSTANCE_RULES = {"cityscapes": "cityscapes", "coco_stuff": "spade", "folder": "ids", "toy": "ids"}
-COCO_THINGS = 91    # COCO-Stuff's labels 0..90 are things, 91..181 stuff
+
+
+def as_they_are(instances, labels, file):
+    return instances
+
+
+class Meaning(NamedTuple):
+    """What the values in a dataset's files mean, where they are not classes 0, 1, ... and ids 1, 2, ..."""
+    last_is_255: bool = False   # 255, and no other value, is the last class
+    # (instance map (h, w), labels (h, w), file of the former) -> (h, w) ids, 0 = no instance
+    ids: Callable = as_they_are
 
 
 def hex_colours(text, dtype=np.uint8):
@@ -24,11 +34,11 @@ def split_names(text):
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
-def classes_of_values(name, num_classes):
-    """The class of each value in dataset `name`'s label files: (256,) int16, -1 = none."""
+def classes_of_values(num_classes, last_is_255):
+    """The class of each value in a dataset's label files: (256,) int16, -1 = none."""
     class_of = np.full(256, -1, np.int16)
     class_of[:num_classes] = np.arange(num_classes)
-    if name in ("cityscapes", "coco_stuff"):  # 255: the licence plate (-1 as 8 bits), and the unlabelled pixels
+    if last_is_255:
         class_of[[num_classes - 1, 255]] = -1, num_classes - 1
     return class_of
 
@@ -105,17 +115,3 @@ def read_instances(file):
         raise InputError(f"{file}: an instance map must have one channel with ids, this one is {image.mode}; "
                          f"save it as an 8-bit or 16-bit greyscale PNG")
     return np.asarray(image)
-
-
-def instance_ids(instances, labels, rule):
-    """What an instance map (h, w) means, beside its label map (h, w): (h, w) ids, 0 = no instance.
-
-    rule: "cityscapes": labelId * 1000 + n, where crowds and stuff have the plain labelId. "ids": ids as they are.
-    "spade": 0, 1, 2, ... written into a copy of the label map, so an id may equal a label. TRAP: id 0 is the first
-    instance, stuff keeps its label, and so do things outside of every outline (crowds).
-    """
-    if rule == "cityscapes":
-        return np.where(instances >= 1000, instances, 0)
-    if rule == "spade":
-        return np.where(labels < COCO_THINGS, 1 + 2 * instances.astype(np.int32) + (instances == labels), 0)
-    return instances

@@ -1,9 +1,4 @@
-"""Files that are whole or not there: checkpoints, logs, JSON; and what may be resumed.
-
-    write_atomically(path, write)     beside `path`, then swapped in
-    save_checkpoint, load_checkpoint  latest.pt, plain types and tensors only
-    read_lines, keep_steps_up_to      metrics.jsonl and its like, of which a killed run leaves too many lines
-"""
+"""Files that are whole or not there: checkpoints, JSON, and logs, of which a killed run leaves too many lines."""
 import hashlib
 import json
 import os
@@ -55,13 +50,8 @@ def load_checkpoint(path):
 
 def read_lines(path):
     """The dicts of a .jsonl file, up to a half-written one."""
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    whole = path.read_text().splitlines(keepends=True) if path.is_file() else ()
+    return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
 def append_line(path, line):

@@ -1,19 +1,17 @@
 """What a training run says about itself: metrics.jsonl, the terminal, and the step at which something went wrong.
 
-    banner            what runs where, before the first step
-    add, gradient_norms, accuracies, mean_gate    values of a step: tensors on the device, nothing waits for them
-    check_finite      stops at the first loss term or weight that is not finite
-    write_metrics     one line a log interval, and the one wait for the device
+The values of a step are tensors on the device. Only check_finite and write_metrics wait for them.
 """
+import math
 import sys
 import time
 
 import torch
-import torch.distributed as dist
 
 from support.checkpoints import append_line
 from support.errors import InputError
-from support.ranks import split_batch
+from support.optimisation import trained_parameters
+from support.ranks import split_batch, sum_over_ranks
 
 
 def add(values, new, accumulation):
@@ -53,32 +51,17 @@ def mean_gate(G):
 
 def check_finite(log, step, nets, latest):
     """Stop at the first loss term that is not finite, and never let such weights reach a checkpoint."""
+    last_good = f"{latest} holds the last good step" if latest.is_file() else "nothing was saved before it"
+    remedy = f"{last_good}. Try a lower --lr or --clip-grad 1"
     names = [name for name in log[0] if name in ("D", "loss") or name.startswith("G_")] if log else []
-    if names:
-        table = torch.stack([torch.stack([values[name] for name in names]) for values in log])  # (steps, terms)
-        bad = (~table.isfinite()).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            raise InputError(f"step {step - len(log) + 1 + row}: loss term {names[column]} is "
-                             f"{table[row, column].item()}; {last_good(latest)}. Try a lower --lr or --clip-grad 1")
-    for name, net in ((name, net) for name, net in nets.items() if net is not None):
-        total = sum(p.detach().double().sum() for p in net.parameters() if p.requires_grad)
-        if not total.isfinite():
-            raise InputError(f"step {step}: a parameter of {name} is not finite; {last_good(latest)}. "
-                             f"Try a lower --lr or --clip-grad 1")
-
-
-def last_good(latest):
-    return f"{latest} holds the last good step" if latest.is_file() else "nothing was saved before it"
-
-
-def mean_over(log, step, ranks):
-    """The mean of every value over the logged steps that have it, and over the ranks."""
-    names = list(log[-1])
-    means = torch.stack([torch.stack([v[name] for v in log if name in v]).mean() for name in names]).to(ranks.device)
-    if ranks.world > 1:
-        dist.all_reduce(means)
-    return {"step": step, **dict(zip(names, (means / ranks.world).tolist()))}
+    table = [torch.stack([values[name] for name in names]) for values in log]              # (steps, terms)
+    for when, values in enumerate(torch.stack(table).tolist() if log else (), step - len(log) + 1):
+        for name, value in zip(names, values):
+            if not math.isfinite(value):
+                raise InputError(f"step {when}: loss term {name} is {value}; {remedy}")
+    for name, net in nets.items():
+        if net is not None and not sum(p.detach().double().sum() for p in trained_parameters(net)).isfinite():
+            raise InputError(f"step {step}: a parameter of {name} is not finite; {remedy}")
 
 
 def peak_memory(device):
@@ -99,10 +82,12 @@ def write_metrics(log, step, known, since, args, run, progress, ranks):
     log: the values of each step since the last line. known: further numbers of the line, as lr. since: when the first
     of these steps began, in time.time(), pauses taken out.
     """
-    line = mean_over(log, step, ranks)
+    # the mean of every value over the steps that have it, and over the ranks
+    means = torch.stack([torch.stack([v[name] for v in log if name in v]).mean() for name in log[-1]])
+    means = sum_over_ranks(means, ranks.world) / ranks.world
     seconds = (time.time() - since) / len(log)
-    line.update(known, seconds_per_step=seconds, images_per_second=args.batch_size / seconds,
-                memory_gib=peak_memory(ranks.device))
+    line = {"step": step, **dict(zip(log[-1], means.tolist())), **known, "seconds_per_step": seconds,
+            "images_per_second": args.batch_size / seconds, "memory_gib": peak_memory(ranks.device)}
     if ranks.rank > 0:
         return
     append_line(run / "metrics.jsonl", line)
@@ -111,24 +96,22 @@ def write_metrics(log, step, known, since, args, run, progress, ranks):
         ("acc real", "D_accuracy_real"), ("fake", "D_accuracy_fake")) if name in line)
     text += f" | {line['images_per_second']:.1f} img/s"
     if progress.disable:
-        left = (args.steps - step) * seconds
-        print(f"step {step:6d}/{args.steps} | {text} | eta {int(left // 60)}:{int(left % 60):02d}", flush=True)
+        minutes, rest = divmod(int((args.steps - step) * seconds), 60)
+        print(f"step {step:6d}/{args.steps} | {text} | eta {minutes}:{rest:02d}", flush=True)
     else:
         progress.set_postfix_str(text)
 
 
 def describe(G, D, P, args):
-    """The networks' lines of the banner."""
+    """The networks' lines of the banner: (name, text)."""
     def count(net, trains):
         return sum(p.numel() for p in net.parameters() if p.requires_grad == trains)
     parts = ", ".join(f"{name} {count(part, True):,}" for name, part in G.named_children())
-    lines = [("generator", f"{count(G, True):,} parameters: {parts}"), ("discrimin.", f"{count(D, True):,} trained")]
-    if D.backbone:
-        lines[1] = "discrimin.", f"{lines[1][1]}, {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})"
+    frozen = f", {count(D, False):,} frozen ({args.backbone}, {args.backbone_weights})" if D.backbone else ""
+    yield "generator", f"{count(G, True):,} parameters: {parts}"
+    yield "discrimin.", f"{count(D, True):,} trained{frozen}"
     if P:
-        frozen = f"{count(P, False):,} frozen (VGG-19, {args.vgg_weights})"
-        lines += [("contrastive", f"{count(P, True):,} trained, {frozen}")]
-    return lines
+        yield "contrastive", f"{count(P, True):,} trained, {count(P, False):,} frozen (VGG-19, {args.vgg_weights})"
 
 
 def banner(title, lines, args, ranks, run, done, images):

@@ -29,13 +29,12 @@ def number(low, high=10 ** 9, kind=int):
     """A type for argparse: a number of `kind` from low to high."""
     def parse(text):
         try:
-            value = kind(text)
+            if low <= kind(text) <= high:
+                return kind(text)
         except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text}: expected {'a whole number' if kind is int else 'a number'} from {low} to {high}")
-        return value
+            pass
+        expected = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text}: expected {expected} from {low} to {high}")
     return parse
 
 
@@ -55,12 +54,11 @@ def seeds(text):
     """"0-3,7" -> [0, 1, 2, 3, 7]."""
     found = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
-            raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0-7 or 0,3,5")
-        if int(last or first) >= 2 ** 32:
-            raise argparse.ArgumentTypeError(f"{text}: a seed has 32 bits; expected numbers below {2 ** 32}")
-        found += range(int(first), int(last or first) + 1)
+        first, *last = part.split("-", 1)
+        ends = [int(end) if end.isdecimal() else -1 for end in (first, *last)]
+        if not 0 <= ends[0] <= ends[-1] < 2 ** 32:
+            raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0-7 or 0,3,5, below {2 ** 32}")
+        found += range(ends[0], ends[-1] + 1)
     return found
 
 

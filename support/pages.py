@@ -42,23 +42,15 @@ def save_picture(picture, file, compress_level=6):
 
 def draw_columns(columns, path):
     """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column; small pictures enlarged."""
-    H, W = columns[next(iter(columns))][0].shape[:2]
-    zoom = max(1, round(128 / H))
-    page = np.concatenate([np.concatenate(list(c), axis=0) for c in columns.values()], axis=1)
-    page = Image.fromarray(page).resize((page.shape[1] * zoom, page.shape[0] * zoom), Image.NEAREST)
-    sheet = Image.new("RGB", (page.width, page.height + 16), "white")
-    sheet.paste(page, (0, 16))
-    for i, title in enumerate(columns):
-        ImageDraw.Draw(sheet).text((i * W * zoom + 4, 2), title, fill="black")
-    save_picture(sheet, path)
+    draw_rows([("", pictures) for pictures in zip(*columns.values())], path, list(columns), height=128, gap=0)
 
 
-def draw_rows(rows, path, titles=(), height=192):
-    """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption; small pictures enlarged to
-    about `height`. titles: of the columns."""
+def draw_rows(rows, path, titles=(), height=192, gap=4):
+    """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption, if it has one; small pictures
+    enlarged to about `height`. titles: of the columns. gap: pixels between these."""
     H, W = rows[0][1][0].shape[:2]
-    zoom, gap, text = max(1, round(height / H)), 4, 16
-    head = text if titles else 0
+    zoom = max(1, round(height / H))
+    head, text = 16 if titles else 0, 16 if rows[0][0] else 0
     sheet = Image.new("RGB", (len(rows[0][1]) * (W * zoom + gap) - gap, head + len(rows) * (H * zoom + text)), "white")
     draw = ImageDraw.Draw(sheet)
     for n, title in enumerate(titles[:len(rows[0][1])]):

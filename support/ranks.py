@@ -1,12 +1,4 @@
-"""One process or many: who is here, what they share, and how the work is dealt to them.
-
-    ranks = setup_ranks("auto")       device, rank and world of this process, as torchrun started it
-    ranks.say("...")                  printed once
-    rank_0_first(build, ranks)        downloads and trainings that the others then find
-    synchronise_batch_norm, average_gradients, sum_over_ranks
-    batches, read_ahead               a list of work dealt to the ranks, and read before it is needed
-    StopOnSignals                     SIGTERM and Ctrl-C end a training loop after its step
-"""
+"""One process or many: who is here, what they share, how the work is dealt to them, and how a signal ends it."""
 import os
 import signal
 import time
@@ -69,7 +61,7 @@ def leave_ranks(ranks):
     """End the process group. TRAP: torch 2.6 hangs in there if gloo's threads still have to free a tensor. They need
     the interpreter for it, so it is given to them first."""
     if ranks.world > 1:
-        dist.barrier()
+        ranks.wait()
         time.sleep(0.2)
         dist.destroy_process_group()
 
@@ -77,10 +69,10 @@ def leave_ranks(ranks):
 def rank_0_first(build, ranks):
     """build() on every rank; rank 0 first, which downloads or trains what the others then find."""
     if ranks.rank > 0:
-        dist.barrier()
+        ranks.wait()
     built = build()
-    if ranks.rank == 0 and ranks.world > 1:
-        dist.barrier()
+    if ranks.rank == 0:
+        ranks.wait()
     return built
 
 
@@ -164,8 +156,8 @@ def with_noise(batches, z_dim, micro, args, ranks):
 
 def count_classes(label_map, num_classes, world):
     """n_c, the pixels of each class in the global batch: (C,) int64."""
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=label_map.device)
-    counts.scatter_add_(0, label_map.flatten(), torch.ones_like(label_map.flatten()))
+    labels = label_map.flatten()
+    counts = labels.new_zeros(num_classes).scatter_add_(0, labels, torch.ones_like(labels))
     if world > 1:
         dist.all_reduce(counts)
     return counts
@@ -249,5 +241,3 @@ class StopOnSignals:
         flag = torch.tensor([len(self.seen)])
         self.agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control, async_op=True)
         return stop
-
-

@@ -18,12 +18,12 @@ class Run(NamedTuple):
     dataset: object                 # data.Dataset, of the training pictures
     validation: object              # data.Dataset, of the validation pictures
     probabilities: np.ndarray       # (N,), p of each training picture (Sec. 4.1)
-    G: nn.Module
+    G: nn.Module                    # or baselines.iidm.networks.IIDM, which has no D
     D: nn.Module
     P: nn.Module                    # losses.ContrastiveFeatures (Eq. 5), or None
     ema: nn.Module                  # the averaged generator
     optimiser_G: torch.optim.Optimizer
-    optimiser_D: torch.optim.Optimizer
+    optimiser_D: torch.optim.Optimizer  # of IIDM: that of its autoencoder
     architecture: str               # of G, as sample.py knows it
     generator_options: dict
     identity: dict                  # what a resumed run cannot change
@@ -70,7 +70,8 @@ def save_average(run, name, step, scores, args, ranks):
         save_checkpoint({"step": step, "architecture": run.architecture, "generator": run.generator_options,
                          "ema": run.ema.state_dict(), "dataset": args.dataset, "image_size": list(args.image_size),
                          "classes": list(run.dataset.classes), "palette": run.dataset.palette.tolist(),
-                         "unknown": run.dataset.unknown, "scores": scores}, run.folder / name)
+                         "unknown": run.dataset.unknown, "scores": scores,
+                         "run": {**run.identity, "seed": args.seed}}, run.folder / name)
 
 
 def keep_best(run, step, scores, args, ranks):
@@ -109,15 +110,10 @@ def fingerprint(net):
     return 0.0 if frozen is None else sum(p.cpu().double().abs().sum().item() for p in frozen.parameters())
 
 
-def identity_of(args, options, dataset, D, P):
+def identity_of(args, options, dataset, D=None, P=None):
     """What must be the same after a resume. options: their names."""
     return {**{name: getattr(args, name) for name in options}, "classes": list(dataset.classes),
             "offset_channels": 2 * dataset.has_instances, "frozen": [fingerprint(D), fingerprint(P)]}
-
-
-def load_trained(net, state):
-    missing, unexpected = net.load_state_dict(state, strict=False)
-    assert not unexpected and all(k.startswith("backbone.") for k in missing), (missing, unexpected)
 
 
 def resume(run, args, ranks):
@@ -130,35 +126,28 @@ def resume(run, args, ranks):
         check_identity(state, run.identity, latest, args, ranks)
         for net, name in ((run.G, "G"), (run.D, "D"), (run.P, "P"), (run.ema, "ema")):
             if net is not None:
-                load_trained(net, state[name])
+                missing, unexpected = net.load_state_dict(state[name], strict=False)
+                assert not unexpected and all(k.startswith("backbone.") for k in missing), (missing, unexpected)
         run.optimiser_G.load_state_dict(state["optimiser_G"])
         run.optimiser_D.load_state_dict(state["optimiser_D"])
         done = state["step"]
-    start_logs(run.folder, done, args, ranks)
-    return done
-
-
-def start_logs(folder, done, args, ranks):
-    """Drop what a killed run logged after step `done`, and write down the options of this one."""
     if ranks.rank == 0:
-        write_json(vars(args), folder / "options.json")
+        write_json(vars(args), run.folder / "options.json")
         for log in ("metrics.jsonl", "scores.jsonl"):
-            keep_steps_up_to(done, folder / log)
+            keep_steps_up_to(done, run.folder / log)
+    return done
 
 
 def check_identity(state, identity, path, args, ranks):
     """Raises InputError for a checkpoint of another model or dataset, and says which options have changed."""
     for key, now in identity.items():
         then = state["identity"].get(key)
-        same = np.allclose(then, now, rtol=1e-6) if key == "frozen" else then == now
-        if not same:
-            what = "frozen weights" if key == "frozen" else f"{key} {then}"
-            raise InputError(f"{path} was trained with {what}, this command has "
-                             f"{'others' if key == 'frozen' else now}; choose another --output-dir, or the options "
-                             f"that it was started with")
-    as_saved = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items()}
-    then = {k: list(v) if isinstance(v, tuple) else v for k, v in state["options"].items()}
-    changed = [f"{k} {then[k]} -> {now}" for k, now in as_saved.items()
+        if not (np.allclose(then, now, rtol=1e-6) if key == "frozen" else then == now):
+            what, here = ("frozen weights", "others") if key == "frozen" else (f"{key} {then}", now)
+            raise InputError(f"{path} was trained with {what}, this command has {here}; choose another --output-dir, "
+                             f"or the options that it was started with")
+    then = state["options"]
+    changed = [f"{k} {then[k]} -> {now}" for k, now in vars(args).items()
                if k in then and then[k] != now and k not in ("steps", "output_dir")]
     if changed:
         ranks.say(f"resuming with other options than before: {', '.join(changed)}")

@@ -6,24 +6,18 @@
 
 Every row is trained by its command (`python -m tables.rows`) and scored by evaluate.py. Steps, batch size, seeds and
 segmenter are the same for all. The rows of IIDM's Table 2 are ways to sample from one training a seed. Run the same
-command again to go on; add rows or seeds, and only what is missing is run. --jobs runs several at a time, over the CPU
-cores or the GPUs there are. The output folder holds
+command again to go on; add rows or seeds, and only what is missing is run. The output folder holds
 
     comparison.json, comparison.md   mean and spread over the seeds, row by row
     comparison.png                   label map and real picture, then one row of pictures for each row of the table
     ROW/seedS/                       the run folders, each with its eval/ (IIDM's run: iidm/seedS)
 """
 import json
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
-from threading import Lock
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -60,11 +54,14 @@ def parse_options(argv):
     add("--evaluate-options", default="", help='the same of evaluate.py: "--count 50"')
     add("--samples", type=number(2), default=4, help="pictures a map for the diversity")
     add("--inception-weights", default="random", help="as evaluate.py's")
-    add("--jobs", type=COUNT, default=torch.cuda.device_count() or min(2, os.cpu_count() or 1),
-        help="runs at a time: each on its own GPU, or on its share of the cores")
     add("--output-dir", type=Path, default=Path("runs/compare"))
     args = parser.parse_args(argv)
     args.rows = args.rows.split(",")
+    args.data = ["--dataset", args.dataset]
+    if args.data_path:
+        args.data += ["--data-path", str(Path(args.data_path).resolve())]  # the commands run in the repository's root
+    args.output_dir = args.output_dir.resolve()
+    args.backbone = args.output_dir / "backbone_resnet18.pt"
     unknown = [row for row in args.rows if row not in (*ROWS, *TABLE_2)]
     if unknown:
         raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join((*ROWS, *TABLE_2))}")
@@ -75,11 +72,6 @@ def parse_options(argv):
     return args
 
 
-def data_flags(args):
-    path = ["--data-path", str(Path(args.data_path).resolve())] if args.data_path else []
-    return ["--dataset", args.dataset, *path]
-
-
 def folders_of(args, row, seed):
     """-> (run folder, folder of the scores, folder of the pictures of seed 0) of one run."""
     run = args.output_dir / ("iidm" if row in TABLE_2 else row) / f"seed{seed}"
@@ -87,27 +79,23 @@ def folders_of(args, row, seed):
     return run, scores / "eval", scores / ("pictures" if row in TABLE_2 else "eval/pictures/seed000")
 
 
-def decay_of(args, first):
-    """--lr-decay-steps of the toy preset: the last 40 % of the steps behind `first`."""
-    if args.preset != "toy" or args.steps == 1:
-        return ["0", "0"]
-    return [str(first + int(0.6 * (args.steps - first))), str(args.steps)]
-
-
 def commands_of(args, row, seed):
     """-> (the training command, [the scoring commands]) of one run: lists of words behind `python`."""
     run, scores, pictures = folders_of(args, row, seed)
     of_iidm, checkpoint = row in TABLE_2, str(run / f"ema_{args.steps:07d}.pt")
     first = round(2 / 7 * args.steps) if of_iidm else 0  # for the autoencoder, as in the toy preset
+    decay = ["0", "0"]
+    if args.preset == "toy" and args.steps > 1:  # over the last 40 % of the steps behind `first`, as in the toy preset
+        decay = [str(first + int(0.6 * (args.steps - first))), str(args.steps)]
     chosen = ["-m", "baselines.iidm.train", "--autoencoder-steps", str(first), "--ema-every", str(args.steps // 7)]
     if not of_iidm:
         chosen = ROWS[row].command().split()
     if shares_backbone(args, row):
-        chosen += ["--backbone-weights", str(backbone_file(args))]
-    train = [*chosen, *data_flags(args), "--preset", args.preset, "--seed", str(seed), "--steps", str(args.steps),
-             "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay_of(args, first), "--picture-every", "0",
+        chosen += ["--backbone-weights", str(args.backbone)]
+    train = [*chosen, *args.data, "--preset", args.preset, "--seed", str(seed), "--steps", str(args.steps),
+             "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay, "--picture-every", "0",
              *args.options.split(), "--output-dir", str(run)]
-    evaluate = [*data_flags(args), "--inception-weights", args.inception_weights, *args.evaluate_options.split(),
+    evaluate = [*args.data, "--inception-weights", args.inception_weights, *args.evaluate_options.split(),
                 "--output-dir", str(scores), "--cache-dir", str(args.output_dir / "eval_cache")]
     if not of_iidm:
         return train, [["-m", "baselines.evaluate", "--checkpoint", checkpoint, *evaluate, "--samples",
@@ -119,10 +107,8 @@ def commands_of(args, row, seed):
         # as much as all the rest, and at toy size says nothing.
         every = args.steps // 7
         options.append(str(run / f"ema_{(args.steps - 1) // every * every:07d}.pt"))
-    draw = ["-m", "baselines.iidm.sample", "--checkpoint", checkpoint, *data_flags(args), *options, "--for-scores",
+    draw = ["-m", "baselines.iidm.sample", "--checkpoint", checkpoint, *args.data, *options, "--for-scores",
             "--output-dir", str(pictures)]
-    if "--from-noise" not in options:
-        draw += ["--reference", "train"]
     if "--count" in args.evaluate_options.split():
         words = args.evaluate_options.split()
         draw += words[words.index("--count"):][:2]
@@ -130,44 +116,32 @@ def commands_of(args, row, seed):
                    ["-m", "baselines.iidm.scores", "--fake", str(pictures), "--eval", str(scores / "eval.json")]]
 
 
-def backbone_file(args):
-    return args.output_dir / "backbone_resnet18.pt"
-
-
 def shares_backbone(args, row):
     """Whether a row's discriminator has the toy preset's own backbone, which is then pre-trained once for all."""
     return row in ROWS and args.preset == "toy" and "--backbone" not in ROWS[row].options
 
 
-def call(command, log, slot, jobs):
-    """One python command on GPU `slot`, or on the slot's share of the cores; its output goes to `log`."""
-    environment, cores = dict(os.environ), []
-    if torch.cuda.device_count():
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
-    elif hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[slot::jobs] or sorted(os.sched_getaffinity(0))
+def call(command, log):
+    """One python command; its output goes to `log`. Raises InputError where it fails."""
     with open(log, "a") as file:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file,
-                              preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file)
     if done.returncode:
         last = [line for line in Path(log).read_text().splitlines() if line.strip()][-1:]
         raise InputError(f"{' '.join(command)} ended with exit code {done.returncode}: {' '.join(last)} (all of it in "
                          f"{log}); put it right and run this command again")
 
 
-def run_one(args, row, seed, slot, jobs, training):
-    """Train and score one run, unless that was done. training: a lock for each run folder, which rows of IIDM share.
-    Raises InputError where a command fails."""
+def run_one(args, row, seed):
+    """Train and score one run, unless that was done. Raises InputError where a command fails."""
     train, scoring = commands_of(args, row, seed)
     run, scores, _ = folders_of(args, row, seed)
     for folder in (run, scores.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    with training[run]:
-        if not (run / f"ema_{args.steps:07d}.pt").is_file():
-            call(train, run / "train.log", slot, jobs)
+    if not (run / f"ema_{args.steps:07d}.pt").is_file():
+        call(train, run / "train.log")
     if not scored(args, row, seed):
         for command in scoring:
-            call(command, scores.parent / "evaluate.log", slot, jobs)
+            call(command, scores.parent / "evaluate.log")
 
 
 def scored(args, row, seed):
@@ -203,12 +177,10 @@ def as_table(args, found):
     for row, of_seeds in found.items():
         cells = []
         for name, form in columns:
-            if name not in of_seeds[0]:
-                cells.append("-")
-                continue
-            values = np.array([scores[name] for scores in of_seeds])
-            cells.append(form.format(values.mean()) + (
-                " +- " + form.format(values.std(ddof=1)) if len(values) > 1 and name != "seconds a step" else ""))
+            values = [scores[name] for scores in of_seeds if name in scores]
+            cells.append(form.format(np.mean(values)) if values else "-")
+            if len(values) > 1 and name != "seconds a step":
+                cells[-1] += " +- " + form.format(np.std(values, ddof=1))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -232,31 +204,14 @@ def draw_comparison(args, file):
 
 
 def main(args):
-    args.output_dir = args.output_dir.resolve()  # the commands run in the repository's root
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runs = [(row, seed) for row in args.rows for seed in args.seeds]
-    if any(shares_backbone(args, row) for row in args.rows) and not backbone_file(args).is_file():
-        call(["train.py", *data_flags(args), "--preset", "toy", *args.options.split(), "--pretrain-backbone",
-              str(backbone_file(args)), "--output-dir", str(args.output_dir / "pretraining")],
-             args.output_dir / "pretraining.log", 0, 1)
-    progress = tqdm(total=len(runs), desc="runs", dynamic_ncols=True)
-    training = {folders_of(args, *run)[0]: Lock() for run in runs}
-    run_one(args, *runs[0], 0, 1, training)  # alone: it trains the segmenter that all share
-    progress.update()
-    slots = Queue()
-    for slot in range(args.jobs):
-        slots.put(slot)
-
-    def work(run):
-        slot = slots.get()
-        try:
-            run_one(args, *run, slot, args.jobs, training)
-        finally:
-            slots.put(slot)
-        progress.update()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, runs[1:]))
-    progress.close()
+    if any(shares_backbone(args, row) for row in args.rows) and not args.backbone.is_file():
+        call(["train.py", *args.data, "--preset", "toy", *args.options.split(), "--pretrain-backbone",
+              str(args.backbone), "--output-dir", str(args.output_dir / "pretraining")],
+             args.output_dir / "pretraining.log")
+    for row, seed in tqdm(runs, desc="runs", dynamic_ncols=True):
+        run_one(args, row, seed)
     found = {row: [scores_of(args, row, seed) for seed in args.seeds] for row in args.rows}
     real = scored(args, *runs[0])["scores"]["miou"]["real"]
     write_json({"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds, "options": args.options,

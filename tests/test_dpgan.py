@@ -242,9 +242,6 @@ def test_the_discriminator_has_no_backbone_and_refuses_what_does_not_fit():
     assert_has_no_backbone(tiny_discriminator().eval())
     with pytest.raises(ValueError, match="32x40.*divisible by 16"):
         tiny_discriminator().everything(pictures(1, 32, 40))
-    for unknown in (dict(patch="middle"), dict(matched="middle")):
-        with pytest.raises(ValueError, match="middle.*none, encoder, decoder, both"):
-            tiny_discriminator(**unknown)
     assert set(MATCHED) == set(PATCH_LEVELS)
 
 

@@ -32,7 +32,7 @@ ARROWS = {
     "tables": {*PAPER_FILES, "baselines", "readers", "metrics", "support"}}
 OPTIONAL = {"timm", "transformers", "resource"}  # resource: not on Windows
 FILE_LINES, README_LINES, COLUMNS, FUNCTION_LINES, LOOP_LINES = 400, 200, 120, 60, 100
-LOOPS = {("train", "loop"), ("baselines.iidm.train", "train")}
+LOOPS = {("train", "loop"), ("baselines.iidm.train", "loop")}
 
 
 def modules(root):

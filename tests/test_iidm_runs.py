@@ -79,9 +79,9 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(run, stops, tm
         assert (f"stopped at step {stop}" in printed) == (stop < 8)
         done = stop
     a, b = (load(folder / "latest.pt") for folder in (run, tmp_path / "run"))
-    for name in ("networks", "ema"):
+    for name in ("G", "ema"):
         assert all(torch.equal(t, b[name][key]) for key, t in a[name].items()), name
-    for of_a, of_b in zip(a["optimisers"], b["optimisers"]):
+    for of_a, of_b in ((a[name], b[name]) for name in ("optimiser_G", "optimiser_D")):
         assert all(torch.equal(t, of_b["state"][n][key]) for n in of_a["state"] for key, t in of_a["state"][n].items())
     assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(tmp_path / "run")]
 
@@ -93,11 +93,11 @@ def test_two_ranks_and_micro_batches_make_the_losses_of_one(tmp_path):
     (tmp_path / "program.py").write_text(f"import sys\nfrom baselines.iidm import train\ntrain.TOY_NETWORKS = {TINY}\n"
                                          f"train.train(train.parse_options(sys.argv[1:]))")
     printed_by(start(tmp_path / "program.py", *COMMAND, *FOUR, "--output-dir", tmp_path / "two", ranks=2))
-    one = load(tmp_path / "one/latest.pt")["networks"]["latent_scale"]
+    one = load(tmp_path / "one/latest.pt")["G"]["latent_scale"]
     for other in ("micro", "two"):
         for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / other)):
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3 if a["step"] in (2, 4) else 1e-5), (other, a["step"])
-        scale = load(tmp_path / other / "latest.pt")["networks"]["latent_scale"]
+        scale = load(tmp_path / other / "latest.pt")["G"]["latent_scale"]
         torch.testing.assert_close(one, scale, rtol=1e-3, atol=0)
 
 
@@ -228,7 +228,7 @@ def strange(run, pictures):
     wider = {**checkpoint["generator"], "channels": 32}
     small = dict(num_classes=11, widths=(8, 8, 8), stem_channels=4, label_channels=4, noise_tokens=2, noise_width=4)
     for name, changes in (
-            ("without", {"mask_dropout": 0.0}), ("strange", {"ema": moved}), ("run2", {"run": {"seed": 1}}),
+            ("without", {"run": {"mask_dropout": 0.0}}), ("strange", {"ema": moved}), ("run2", {"run": {"seed": 1}}),
             ("other", {"generator": wider, "ema": IIDM(**wider).state_dict()}),
             ("gan", {"architecture": "dp-sims", "generator": small, "ema": Generator(**small).state_dict()})):
         torch.save({**checkpoint, **changes}, pictures / f"{name}.pt")

@@ -225,7 +225,7 @@ def test_the_command_line_beats_the_dataset_and_the_dataset_the_model(words, val
     ("dp-sims --lambda-patch 1", "--lambda-patch 1.0 needs --discriminator dpgan"),
     ("dp-sims --lambda-lm 1", "--lambda-lm 1.0 needs --discriminator oasis or dpgan"),
     ("dpgan --matched none", "--lambda-fm 1.0 needs .*--matched other than none"),
-    ("dpgan --lambda-c 1", "--lambda-c and --lambda-d need --discriminator dp-sims or oasis"),
+    ("dpgan --lambda-c 1", "--lambda-c 1.0 needs --discriminator dp-sims or oasis"),
     ("dp-sims --backbone timm:nothing --backbone-weights self", "timm:nothing: .*see timm.list_models"),
 ])
 def test_bad_rows_get_one_line(tmp_path, arguments, message):
@@ -283,7 +283,7 @@ def test_compare_trains_and_scores_rows_side_by_side_and_goes_on(tmp_path, monke
              "baselines.iidm.sample": iidm_sample.main, "baselines.iidm.scores": iidm_scores.main,
              "baselines.iidm.train": lambda argv: iidm_train.train(iidm_train.parse_options(argv))}
 
-    def call_here(words, log, slot, jobs):
+    def call_here(words, log):
         made.append(words)
         script, argv = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
         mains[script](argv) if script in mains else train.train(*parse(words))
@@ -292,7 +292,7 @@ def test_compare_trains_and_scores_rows_side_by_side_and_goes_on(tmp_path, monke
                                 (segmentation, "SAMPLES", 8), (compare, "call", call_here)):
         monkeypatch.setattr(module, name, value)
     rows = "table9-oasis", "iidm-table2-i2i", "iidm-table2-me"
-    words = ["--rows", ",".join(rows), *f"--output-dir {out} --steps 7 --samples 2 --jobs 1".split(), "--options",
+    words = ["--rows", ",".join(rows), *f"--output-dir {out} --steps 7 --samples 2".split(), "--options",
              "--image-size 32 --workers 0", "--evaluate-options", "--count 3 --segmenter-steps 2", "--seeds"]
     # A backbone; for each seed two trainings, IIDM's for both of its rows, and 1 + 3 + 3 commands that score.
     for seeds, commands in (("0", 10), ("0,1", 19), ("0,1", 19)):  # the same command again runs nothing
@@ -325,9 +325,9 @@ def test_the_second_checkpoint_of_the_ensemble_is_one_that_the_training_keeps(st
 
 @pytest.mark.filterwarnings("ignore:'tables.compare' found in sys.modules")
 def test_compare_says_what_failed_and_where(tmp_path, monkeypatch, capsys):
-    compare.call(["-c", "print('fine')"], tmp_path / "log", 0, 1)
+    compare.call(["-c", "print('fine')"], tmp_path / "log")
     assert (tmp_path / "log").read_text() == "fine\n"
     with pytest.raises(InputError, match="ended with exit code 3: a reason .all of it in"):
-        compare.call(["-c", "import sys; print('a reason'); sys.exit(3)"], tmp_path / "log", 0, 1)
+        compare.call(["-c", "import sys; print('a reason'); sys.exit(3)"], tmp_path / "log")
     assert call(monkeypatch, "tables.compare", "--rows", "iidm-table2-me", "--steps", 6) == 2
     assert "--steps 6: IIDM's rows need 7 or more" in capsys.readouterr().err

@@ -199,10 +199,10 @@ def generate(model, label_map, reference, seeds, inference, show=False):
     def predict(z, t):
         t = torch.full((B,), t, device=z.device)
         predicted = model.unet(z, t, modulations).float()
-        if inference.guidance != 1:  # eps(nothing) + s (eps(m) - eps(nothing))
-            nothing = model.unet(z, t, without).float()
-            predicted = nothing + inference.guidance * (predicted - nothing)
-        return predicted
+        if inference.guidance == 1:
+            return predicted
+        nothing = model.unet(z, t, without).float()
+        return nothing + inference.guidance * (predicted - nothing)  # eps(nothing) + s (eps(m) - eps(nothing))
 
     def denoised(z, T):
         return model.decode(denoise(predict, z, T, noise, inference.ddim_steps, show)).clamp(-1, 1)  # X_G = D(z_0)

@@ -3,6 +3,7 @@
     python -m baselines.iidm.latency --checkpoint IIDM_EMA --against GAN_EMA
 """
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,17 +29,15 @@ def measure(model, label_map, reference, against, device):
     label_map (1, H, W) int64, reference (1, 3, H, W) in [-1, 1], on the device. against: a generator, or None.
     -> {(what, passes of a network): [seconds, ...]}
     """
-    T, ways = diffusion.START, {}
-    for what, passes, inference in (("IIDM Eq. 5 from noise", diffusion.STEPS, Inference(from_noise=True)),
-                                    (f"IIDM Eq. 5 from T = {T}", T, Inference(start=(T,))),
-                                    (f"DDIM from T = {T}", 50, Inference(start=(T,), ddim_steps=50)),
-                                    (f"DDIM from T = {T}", 25, Inference(start=(T,), ddim_steps=25))):
-        ways[what, passes] = lambda inference=inference: diffusion.generate(model, label_map, reference, [0], inference)
-    diffusion.generate(model, label_map, reference, [0], Inference(start=(1,)))  # the first pass is a slow one
+    T, draw = diffusion.START, partial(diffusion.generate, model, label_map, reference, [0])
+    ways = {("IIDM Eq. 5 from noise", diffusion.STEPS): partial(draw, Inference(from_noise=True)),
+            (f"IIDM Eq. 5 from T = {T}", T): partial(draw, Inference(start=(T,))),
+            (f"DDIM from T = {T}", 50): partial(draw, Inference(start=(T,), ddim_steps=50)),
+            (f"DDIM from T = {T}", 25): partial(draw, Inference(start=(T,), ddim_steps=25))}
+    draw(Inference(start=(1,)))  # the first pass is a slow one
     if against is not None:
         offsets = torch.zeros(1, 2, *label_map.shape[1:], device=device) if against.offset_channels else None
-        z = noise([0], 0, against.z_dim).to(device)
-        ways["GAN", 1] = lambda: against(label_map, z, offsets)
+        ways["GAN", 1] = partial(against, label_map, noise([0], 0, against.z_dim).to(device), offsets)
         for _ in range(WARM_UP):
             ways["GAN", 1]()
     times = {way: [] for way in ways}

@@ -249,13 +249,8 @@ class UNet(nn.Module):
                 self.up[-1][2] = UNetBlock(width, width, time, (stride, stride // 2), *label_map)
         self.norm, self.out = group_norm(width), zeroed(conv3(width, latent_channels))
 
-    def conditioned_blocks(self):
-        """The blocks that see the label map, in the order in which they run."""
-        return [block for block in (*self.middle, *(part for level in self.up for part in level))
-                if isinstance(block, UNetBlock)]
-
     def modulations(self, label_map, known=None):
-        """label_map (B, 4 h, 4 w) -> [[(gamma, beta), (gamma, beta)], ...] of every conditioned block, in order.
+        """label_map (B, 4 h, 4 w) -> [[(gamma, beta), (gamma, beta)], ...] of the blocks that see it, as they run.
 
         known (B,) bool: False leaves a label map out, for classifier-free guidance; every class is 0 there.
         """
@@ -267,7 +262,8 @@ class UNet(nn.Module):
         shares = {1: F.avg_pool2d(labels, self.pixels)}                                   # (B, C, h, w)
         for stride in self.strides[1:]:
             shares[stride] = F.avg_pool2d(shares[stride // 2], 2)                         # (B, C, h / s, w / s)
-        return [block.modulation(shares) for block in self.conditioned_blocks()]
+        parts = (*self.middle, *(part for level in self.up for part in level))
+        return [part.modulation(shares) for part in parts if isinstance(part, UNetBlock)]
 
     def forward(self, z, t, modulations):
         time = self.time(time_features(t, self.channels).to(z.dtype))                     # (B, 4 channels)

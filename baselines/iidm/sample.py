@@ -79,10 +79,7 @@ def read_reference(file, size):
 
 
 def open_references(args, size, names):
-    """--reference -> {its title: read(name of a label map, seed) -> (3, H, W) in [-1, 1]}. Raises InputError.
-
-    names: of the label maps.
-    """
+    """--reference, for label maps of these names -> {title: read(name, seed) -> (3, H, W)}. Raises InputError."""
     if args.reference == ["train"]:
         if args.dataset is None:
             raise InputError("--reference train needs --dataset; give an image or a folder of them")
@@ -166,21 +163,20 @@ def inference_of(args):
 
 def write_samples(model, maps, styles, palette, args, device):
     """Every map in each style under each seed; and a grid of the first maps, each picture after its reference."""
-    wanted, grid = {f"{title}seed{seed:03d}": (read, seed) for title, read in styles.items() for seed in args.seeds}, []
+    wanted, grid = [(title, read, seed) for title, read in styles.items() for seed in args.seeds], []
     for name, label_map, _ in tqdm(maps, desc="label maps", disable=None):
-        files = [args.output_dir / f"{name}_{title}.png" for title in wanted]
+        files = [args.output_dir / f"{name}_{title}seed{seed:03d}.png" for title, _, seed in wanted]
         refuse_to_overwrite(files + ([] if grid else [args.output_dir / "grid.png"]), args.force)
-        pictures, shown = [], [colour_labels(label_map, palette)]
+        shown = [colour_labels(label_map, palette)]
+        Image.fromarray(shown[0]).save(args.output_dir / f"{name}_labels.png")
         for first in range(0, len(wanted), args.batch_size):
-            reads, seeds = zip(*list(wanted.values())[first:first + args.batch_size])
+            _, reads, seeds = zip(*wanted[first:first + args.batch_size])
             references = torch.stack([read(name, seed) for read, seed in zip(reads, seeds)]) if args.reference else None
             made = draw(model, label_map.expand(len(seeds), -1, -1), references, seeds, args.inference, device,
                         args.amp == "bf16", show=True)
             for i, picture in enumerate(made):
+                Image.fromarray(picture).save(files[first + i])
                 shown += [picture] if references is None else [to_pixels(references)[i], picture]
-            pictures += list(made)
-        for file, picture in zip([args.output_dir / f"{name}_labels.png", *files], [shown[0], *pictures]):
-            Image.fromarray(picture).save(file)
         if len(grid) < GRID_ROWS:
             grid.append(np.concatenate(shown, axis=1))
     write_grid(grid, args.output_dir)
@@ -218,7 +214,7 @@ def main(argv):
     ranks = setup_ranks(args.device)
     torch.set_float32_matmul_precision("highest")
     model, checkpoint = load_model(args.checkpoint, args.ensemble, ranks.device)
-    if args.guidance != 1 and not checkpoint["mask_dropout"]:
+    if args.guidance != 1 and not checkpoint["run"]["mask_dropout"]:
         raise InputError(f"--guidance {args.guidance:g}: {args.checkpoint} was never shown a picture without its label "
                          f"map; train with --mask-dropout 0.2")
     size = args.image_size or tuple(checkpoint["image_size"])

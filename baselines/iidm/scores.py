@@ -42,10 +42,10 @@ def style_similarity(fake, reference):
 
 def score_style(fake, references):
     """The mean of style_similarity over pairs of files."""
-    def similarity(pair):
+    def similarity(*pair):
         return style_similarity(*(torch.tensor(read_rgb(file)).permute(2, 0, 1)[None] for file in pair))
     with ThreadPoolExecutor() as pool:
-        return torch.cat(list(pool.map(similarity, zip(fake, references)))).sum().item() / len(fake)
+        return torch.cat(list(pool.map(similarity, fake, references))).sum().item() / len(fake)
 
 
 def total_score(M, A, S, FID):
@@ -67,14 +67,6 @@ def summarise(scores, S, S_other, A):
             "protocol": "IIDM: M pixel accuracy of the segmenter above; S Pearson's correlation of 256-bin histograms, "
             "mean over R, G, B and pictures, against the reference of each map; T = M/100 [0.2 A + 0.3 (0.5 S + 50) + "
             "0.5 (100 - FID)] (IIDM Eq. 8)"}
-
-
-def rows(score):
-    """Lines of a table: (name, number, note)."""
-    for key, note in (("M", "mask accuracy, %"), ("S", "style similarity to the reference, %"),
-                      ("S_other", "to the reference of another map, %"), ("A", "aesthetic score, %: --aesthetic"),
-                      ("T", f"total (IIDM Eq. 8) {score['note']}")):
-        yield f"IIDM {key}", "not run" if score[key] is None else f"{score[key]:.2f}", note
 
 
 def main(argv):
@@ -101,8 +93,11 @@ def main(argv):
     S_other = None if alike else score_style(files, of_each[half:] + of_each[:half])
     score = found["scores"]["iidm"] = summarise(found["scores"], score_style(files, of_each), S_other, args.aesthetic)
     write_json(found, args.eval)
-    for name, value, note in rows(score):
-        print(f"{name:<34}{value:>12}  {note}")
+    for key, note in (("M", "mask accuracy, %"), ("S", "style similarity to the reference, %"),
+                      ("S_other", "to the reference of another map, %"), ("A", "aesthetic score, %: --aesthetic"),
+                      ("T", f"total (IIDM Eq. 8) {score['note']}")):
+        value = "not run" if score[key] is None else f"{score[key]:.2f}"
+        print(f"{f'IIDM {key}':<34}{value:>12}  {note}")
     print(f"  {score['protocol']}\nnumbers:  {args.eval}")
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,15 +19,14 @@ from tqdm import tqdm
 from baselines.iidm.diffusion import START, STEPS, Inference, denoising_loss, generate
 from baselines.iidm.networks import IIDM
 from data import DATASETS, training_batches
-from support.checkpoints import load_checkpoint, save_checkpoint, sha256_of
+from support import logs, runs
+from support.checkpoints import sha256_of
 from support.errors import InputError, run_script
-from support.logs import add, banner, check_finite, write_metrics
 from support.optimisation import clip, set_lr, update_ema
 from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, first_look,
                              new_parser, number, parse_training)
 from support.pages import colour_labels, draw_columns, to_pixels
 from support.ranks import StopOnSignals, average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
-from support.runs import check_identity, finish, start_logs, what_is_due
 from support.weights import fit
 from train import EMA_BATCHES, STRIP_ROWS, open_run
 
@@ -44,59 +44,64 @@ STRIP_DDIM_STEPS = 25  # of the pictures on the way
 
 
 def train(args):
-    """Everything, on every rank: --autoencoder-steps of E and D, then Algorithm 1. Raises InputError."""
-    ranks, A, (H, W) = setup_ranks(args.device), args.autoencoder_steps, args.image_size
-    _, micro, accumulation = split_batch(args, ranks)
+    """What the loop needs before it starts, and the loop, on every rank. Raises InputError."""
+    ranks = setup_ranks(args.device)
+    split_batch(args, ranks)  # raises InputError before anything is written
     dataset, validation, folder, probabilities = open_run(args, ranks)
     model, options = build_model(args, len(dataset.classes))
     model = model.to(ranks.device, memory_format=torch.channels_last)
-    ema, latest = copy.deepcopy(model).requires_grad_(False), folder / "latest.pt"
-    optimisers = {stage: torch.optim.AdamW(getattr(model, stage).parameters(), lr=args.lr, weight_decay=0.0, fused=True)
-                  for stage in ("autoencoder", "unet")}
-    identity = {"model": "iidm", "dataset": args.dataset, "preset": args.preset, "classes": list(dataset.classes),
-                "autoencoder_steps": A, "mask_dropout": args.mask_dropout,
-                "autoencoder": "self" if args.autoencoder == "self" else sha256_of(args.autoencoder)}
-    done = resume(latest, model, ema, optimisers, identity, args, ranks)
-    of_average = {"architecture": "iidm", "generator": options, "dataset": args.dataset, "image_size": [H, W],
-                  "classes": list(dataset.classes), "palette": dataset.palette.tolist(), "unknown": dataset.unknown,
-                  "mask_dropout": args.mask_dropout, "run": {**identity, "seed": args.seed}}
+    adam = partial(torch.optim.AdamW, lr=args.lr, weight_decay=0.0, fused=True)
+    identity = runs.identity_of(args, ("model", "dataset", "preset", "autoencoder_steps", "mask_dropout"), dataset)
+    identity["autoencoder"] = "self" if args.autoencoder == "self" else sha256_of(args.autoencoder)
+    run = runs.Run(folder, dataset, validation, probabilities, model, None, None,
+                   copy.deepcopy(model).requires_grad_(False), adam(model.unet.parameters()),
+                   adam(model.autoencoder.parameters()), "iidm", options, identity, None)
+    done = runs.resume(run, args, ranks)
     if args.compile:
         for net in (model.unet, model.autoencoder.encoder, model.autoencoder.decoder):  # modulations() stays eager
             net.compile()
     parts = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in model.named_children())
-    banner("IIDM", [("autoencoder", f"{args.autoencoder}, the first {A} steps"), ("parameters", parts)], args, ranks,
-           folder, done, len(dataset))
+    logs.banner("IIDM", [("autoencoder", f"{args.autoencoder}, the first {args.autoencoder_steps} steps"),
+                         ("parameters", parts)], args, ranks, folder, done, len(dataset))
     if done >= args.steps:
         ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
-        return finish(folder, ranks)
+    else:
+        loop(args, run, done, ranks)
+    runs.finish(folder, ranks)
 
-    loader = training_batches(dataset, probabilities, done, args.steps, args, ranks)
+
+def loop(args, run, done, ranks):
+    """Steps done + 1 ... args.steps, on every rank: --autoencoder-steps of E and D, then Algorithm 1."""
+    model, ema, dataset, A, (H, W) = run.G, run.ema, run.dataset, args.autoencoder_steps, args.image_size
+    _, micro, accumulation = split_batch(args, ranks)
+    loader = training_batches(dataset, run.probabilities, done, args.steps, args, ranks)
     log, busy_since, stopping = [], time.time(), StopOnSignals(ranks.world)
-    nets = {"E, D": model.autoencoder, "eps_theta": model.unet}
+    nets, latest = {"E, D": model.autoencoder, "eps_theta": model.unet}, run.folder / "latest.pt"
     latent = (model.latent_channels, H // model.shrinks, W // model.shrinks)
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in range(done + 1, args.steps + 1):
-        due, stage = what_is_due(step, args), "autoencoder" if step <= A else "unet"
+        due, stage = runs.what_is_due(step, args), "autoencoder" if step <= A else "unet"
         if step <= A:
             due = due - {"average"} | ({"log"} if step == A else set())
         try:
             if step == A + 1:
-                first = training_batches(dataset, probabilities, 0, EMA_BATCHES, args, ranks)
-                settle_autoencoder(model, ema, first, ranks)
+                settle_autoencoder(model, ema, training_batches(
+                    dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), ranks)
             batch = next(loader)
         except InputError:  # a file that cannot be read: keep what was learnt
             if step > done + 1:
-                check_finite(log, step - 1, nets, latest)
-                save(latest, step - 1, model, ema, optimisers, identity, args, ranks)
+                logs.check_finite(log, step - 1, nets, latest)
+                runs.save(run, step - 1, args, ranks)
             raise
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         batch.update(share({  # Algorithm 1: t ~ Uniform(1, ..., 1000), epsilon ~ N(0, I)
             "t": torch.randint(1, STEPS + 1, (args.batch_size,), generator=generator),
             "noise": torch.randn(args.batch_size, *latent, generator=generator),
             "known": torch.rand(args.batch_size, generator=generator) >= args.mask_dropout}, ranks))
-        net, optimiser, values = getattr(model, stage), optimisers[stage], {}
-        lr = (set_lr(optimiser, args.autoencoder_lr, step, (int(0.6 * A), A)) if step <= A
-              else set_lr(optimiser, args.lr, step, args.lr_decay_steps))
+        net, values = getattr(model, stage), {}
+        optimiser, lr, decay = ((run.optimiser_D, args.autoencoder_lr, (int(0.6 * A), A)) if step <= A
+                                else (run.optimiser_G, args.lr, args.lr_decay_steps))
+        lr = set_lr(optimiser, lr, step, decay)
 
         # ==== one step of E and D, or of eps_theta (Algorithm 1)
         optimiser.zero_grad()
@@ -105,7 +110,7 @@ def train(args):
                 loss = autoencoder_loss(model, part["real"]) if step <= A else denoising_loss(          # (IIDM Eq. 4)
                     model, part["real"], part["label_map"], part["t"], part["noise"], part["known"])
             (loss / accumulation).backward()
-            add(values, {"loss": loss}, accumulation)
+            logs.add(values, {"loss": loss}, accumulation)
         average_gradients(list(net.parameters()), ranks.world)
         norm = clip(list(net.parameters()), args.clip_grad, "log" in due)
         optimiser.step()
@@ -118,27 +123,26 @@ def train(args):
         if stop and step < args.steps:  # there may be seconds only
             due = due & {"log"} | {"save"}
         if due:
-            check_finite(log, step, nets, latest)
+            logs.check_finite(log, step, nets, latest)
         if "log" in due:
             values["gradient"] = norm
-            write_metrics(log, step, {"stage": stage, "lr": lr}, busy_since, args, folder, progress, ranks)
+            logs.write_metrics(log, step, {"stage": stage, "lr": lr}, busy_since, args, run.folder, progress, ranks)
             log, busy_since = [], time.time()
         paused = time.time()
         if "picture" in due and ranks.rank == 0:
-            columns = strip_columns(ema.eval(), validation, dataset, stage, ranks.device)
+            columns = strip_columns(ema.eval(), run.validation, dataset, stage, ranks.device)
             for name in (f"strip_{step:07d}.png", "strip.png"):
-                draw_columns(columns, folder / name)
-        if "average" in due and ranks.rank == 0:
-            save_checkpoint({"step": step, **of_average, "ema": ema.state_dict()}, folder / f"ema_{step:07d}.pt")
+                draw_columns(columns, run.folder / name)
+        if "average" in due:
+            runs.save_average(run, f"ema_{step:07d}.pt", step, {}, args, ranks)
         if "save" in due:  # last, because latest.pt is what says that a step was reached
-            save(latest, step, model, ema, optimisers, identity, args, ranks)
+            runs.save(run, step, args, ranks)
         busy_since += time.time() - paused  # pictures and checkpoints are not training time
         if stop:
-            progress.close()
-            ranks.say(f"stopped at step {step} and saved; run the same command again to go on")
             break
     progress.close()
-    finish(folder, ranks)
+    if stop:
+        ranks.say(f"stopped at step {step} and saved; run the same command again to go on")
 
 
 def autoencoder_loss(model, real):
@@ -184,26 +188,6 @@ def strip_columns(model, validation, training, stage, device):
     return columns
 
 
-def save(latest, step, model, ema, optimisers, identity, args, ranks):
-    if ranks.rank == 0:
-        save_checkpoint({"step": step, "identity": identity, "options": vars(args), "networks": model.state_dict(),
-                         "ema": ema.state_dict(), "optimisers": [o.state_dict() for o in optimisers.values()]}, latest)
-
-
-def resume(latest, model, ema, optimisers, identity, args, ranks):
-    """Put latest.pt back, if there is one -> the step at which it was saved. Raises InputError."""
-    saved = {"step": 0}
-    if latest.is_file():
-        saved = load_checkpoint(latest)
-        check_identity(saved, identity, latest, args, ranks)
-        model.load_state_dict(saved["networks"])
-        ema.load_state_dict(saved["ema"])
-        for optimiser, state in zip(optimisers.values(), saved["optimisers"]):
-            optimiser.load_state_dict(state)
-    start_logs(latest.parent, saved["step"], args, ranks)
-    return saved["step"]
-
-
 def build_model(args, num_classes):
     """-> (IIDM, its options). Raises InputError for an --autoencoder or an --image-size that does not fit."""
     options, state = dict(num_classes=num_classes, **(TOY_NETWORKS if args.preset == "toy" else {})), None
@@ -225,7 +209,7 @@ def read_autoencoder(file):
         raise InputError(f"--autoencoder {file}: not there; expected self, or a file")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-        if "networks" in found or found.get("architecture", "iidm") != "iidm":
+        if "identity" in found or found.get("architecture", "iidm") != "iidm":
             raise ValueError("a checkpoint of another kind")
         if "architecture" in found:  # an ema_*.pt of IIDM
             options = {name: found["generator"][name] for name in (*VQ_F4, "codes") if name in found["generator"]}
@@ -243,14 +227,14 @@ def read_autoencoder(file):
 def parse_options(argv):
     """argv -> argparse.Namespace: the command line, over the toy preset, over the paper. Raises InputError."""
     known = first_look(argv, "autoencoder")
-    defaults = dict(PAPER, **({"image_size": "256x512"} if known.dataset == "cityscapes" else {}))
-    defaults.update(TOY if known.preset == "toy" else {})
+    defaults = {**PAPER, **({"image_size": "256x512"} if known.dataset == "cityscapes" else {}),
+                **(TOY if known.preset == "toy" else {})}
     if known.autoencoder not in (None, "self"):
         defaults["autoencoder_steps"] = 0
     first = defaults["autoencoder_steps"]  # the steps of the U-Net come after them
     decay = [step and first + step for step in defaults["lr_decay_steps"]]
     defaults.update(steps=first + defaults["steps"], lr_decay_steps=decay, preset=known.preset, offsets="off",
-                    evaluate_every=0, output_dir=f"runs/{known.dataset}_iidm")
+                    model="iidm", evaluate_every=0, output_dir=f"runs/{known.dataset}_iidm")
     parser = new_parser("Train IIDM: its autoencoder, then its denoising U-Net. Run the same command again to resume.",
                         "Defaults shown are those of the --dataset and --preset on this command line.")
     add_data_options(parser, DATASETS)
