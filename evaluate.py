@@ -64,12 +64,12 @@ def evaluate(args, generators=GENERATORS):
     # load: first, so that a missing file fails before the hours of work
     inception, lpips, latencies, segmenter = load_networks(args, G, scored.dataset, ranks)
 
-    # draw: seed 0 of each map for FID and IoU, further seeds for the diversity
-    if G is not None and args.metrics != ["latency"]:
-        write_pictures(G, scored, args, range(args.samples if "diversity" in args.metrics else 1), ranks)
+    with fid.scoring_precision():  # one algorithm for every picture and score, whatever the number of ranks
+        # draw: seed 0 of each map for FID and IoU, further seeds for the diversity
+        if G is not None and args.metrics != ["latency"]:
+            write_pictures(G, scored, args, range(args.samples if "diversity" in args.metrics else 1), ranks)
 
-    # score: read the files and measure
-    with fid.scoring_precision():
+        # score: read the files and measure
         if "fid" in args.metrics:
             scores["fid"] = fid.score_fid(inception, scored, ranks, args.batch_size, args.cache_dir)
         if "miou" in args.metrics:
@@ -80,9 +80,9 @@ def evaluate(args, generators=GENERATORS):
         if latencies is not None:
             scores["latency"] = latencies
 
-    # write: eval.json, and eval.png, which shows more seeds of a few maps
-    if G is not None and page:
-        write_pictures(G, scored, args, range(PAGE_SEEDS), ranks, only=[i for _, i, _ in page])
+        # write: eval.json, and eval.png, which shows more seeds of a few maps
+        if G is not None and page:
+            write_pictures(G, scored, args, range(PAGE_SEEDS), ranks, only=[i for _, i, _ in page])
     if ranks.rank == 0:
         write_scores(args, scores, scored, page, manifest, ranks)
     leave_ranks(ranks)
@@ -208,7 +208,8 @@ def load_networks(args, G, dataset, ranks):
     if "latency" in args.metrics and ranks.rank == 0:  # before the segmenter, which takes memory too
         label_map, offsets = conditions([dataset[0]])                                     # (1, H, W), (1, 2, H, W)
         z, compiled = noise([0], 0, G.z_dim), args.latency_modes == "both"                # (1, d_z)
-        latencies = latency.score_latency(G, label_map, z, offsets, compiled, ranks)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):  # fp32 means fp32
+            latencies = latency.score_latency(G, label_map, z, offsets, compiled, ranks)
     ranks.wait()
     kind = args.segmenter or segmentation.segmenter_of(args.dataset)
     if "miou" in args.metrics and kind in ("lite0", "small"):

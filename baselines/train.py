@@ -30,7 +30,8 @@ MODELS = {
 PAPER = dict(batch_size=32, steps=126_000, lr=1e-4, lr_d=4e-4, beta2=0.999)
 OF_DATASET = {                                                            # OASIS's, in steps of 32 and of 20 images
     "coco_stuff": dict(steps=369_000),
-    "cityscapes": dict(steps=29_750, batch_size=20, lr=4e-4, ema_decay=0.999, lambda_lm=5.0, image_size="256x512")}
+    "cityscapes": dict(steps=29_750, batch_size=20, lambda_lm=5.0, image_size="256x512")}
+OASIS_CITYSCAPES = dict(lr=4e-4, ema_decay=0.999)                         # DP-GAN keeps 1e-4 and 0.9999 there
 TOY = {"oasis": dict(widths=(96, 64, 32, 32, 32), hidden=32, padding="reflect"),
        "dpgan": dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, padding="reflect")}
 TOY_UNET = dict(encoder_widths=(32, 64, 96, 128), decoder_widths=(128, 96, 64, 32))  # to 4x4, as at 256x256
@@ -145,6 +146,8 @@ def parse_options(argv):
                 "lambda_lm": 0.0, "lambda_patch": 0.0, "lambda_fm": 0.0, **MODELS[known.model]}
     if own and not toy:
         defaults.update({**PAPER, **OF_DATASET.get(known.dataset, {})})
+        if (known.model, known.dataset) == ("oasis", "cityscapes"):
+            defaults.update(OASIS_CITYSCAPES)
     defaults.update(output_dir=f"runs/{known.dataset}_{known.model}" if own else f"runs/{known.dataset}_mixed")
     parser = train.make_parser("Train OASIS, DP-GAN or a mixture. Run the same command again to resume.", defaults,
                                class_weights=("balanced", "none", "inverse"))

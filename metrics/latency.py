@@ -97,7 +97,7 @@ def score_latency(G, label_map, z, offsets, compiled, ranks):
     return {**found, "memory_of": memory_of, "device": where, "protocol":
             f"latency: {where}, torch {torch.__version__}; one picture of {H}x{W} (height x width), mean and standard "
             f"deviation of {RUNS} runs after {WARM_UP} of warm-up, from a label map on the device to a picture on it; "
-            "bf16 is autocast, fp32 is without TF32 in matrix products; FLOPs counted by torch in eager mode, a "
+            "bf16 is autocast, fp32 is without TF32; FLOPs counted by torch in eager mode, a "
             "multiply-add is two; batch sizes 1, 2, 4, ... tried for pictures a second"}
 
 

@@ -20,7 +20,8 @@ def trained_parameters(*nets):
 
 def compile_networks(G, D, P):
     """--compile. TRAP: not the rest of D: its spectral norm is stepped again before the backward pass of Eq. 3, which
-    compiled code (torch 2.15) does not allow."""
+    compiled code (torch 2.15) does not allow. A logged step goes backward twice, so no buffer may be given away."""
+    torch._functorch.config.donated_buffer = False
     for net in filter(None, (G, D.backbone, P)):
         net.compile()
 

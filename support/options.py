@@ -65,8 +65,8 @@ def seeds(text):
 def add_data_options(parser, datasets):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default="toy", help="toy needs no files")
-    group.add_argument("--data-path", help="folder of the dataset; default: data/ADEChallengeData2016, data/cityscapes, "
-                       "data/coco_stuff, here or below $DP_SIMS_DATA. The error for a wrong one shows its layout")
+    group.add_argument("--data-path", help="folder of the dataset; default: data/ADEChallengeData2016, data/cityscapes "
+                       "or data/coco_stuff, or these below $DP_SIMS_DATA. The error for a wrong one shows its layout")
     group.add_argument("--image-size", type=size, help="height x width: 256, or 256x512; each side divisible by 32")
     return group
 

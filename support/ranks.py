@@ -114,14 +114,20 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(net, ranks):
-    """Batch statistics over all ranks: a batch split over ranks is normalised as one batch."""
-    if ranks.world == 1:
-        return net
-    if ranks.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it waits for the device once a layer; not measured
-    for module in net.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = CPUSyncBatchNorm
+    """Batch statistics over all ranks: a batch split over ranks is normalised as one batch.
+
+    Frozen parts, such as D's backbone, stay as they are. TRAP: converted, timm's BatchNormAct2d loses its activation.
+    """
+    for name, part in net.named_children() if ranks.world > 1 else []:
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            continue
+        if ranks.device.type == "cuda":  # it waits for the device once a layer; not measured
+            setattr(net, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+            continue
+        for module in part.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = CPUSyncBatchNorm
     return net
 
 
