@@ -12,12 +12,7 @@ Read in this order:
     train                  what the loop needs before it starts: data, networks, optimisers, the last checkpoint
 
 Run the same command again to go on where it stopped. Everything random is a function of (seed, step), so a run that was
-interrupted ends where an uninterrupted one ends. A run folder holds
-
-    options.json    what it was last started with          latest.pt       everything, to go on from
-    metrics.jsonl   one line a log interval                ema_*.pt        the averaged generator, for sample.py
-    scores.jsonl    with --evaluate-every                  ema_best.pt     the one with the best score
-    strip_*.png     what to look at, and strip.png, the newest of them
+interrupted ends where an uninterrupted one ends. README says what a run folder holds, and how to read it.
 
     batch           a dict of tensors, first dimension B; a part of it is as many pictures as fit into memory at once
       real          (B, 3, H, W) in [-1, 1]                label_map       (B, H, W) integers 0..C-1
@@ -47,9 +42,9 @@ from support.errors import InputError, run_script
 from support.optimisation import clip, compile_networks, refresh_ema, set_lr, trained_parameters, update_ema
 from support.options import (AT_LEAST_0, COUNT, POSITIVE, SHARE, WEIGHT, add_data_options, add_training_options,
                              check_sides, first_look, new_parser, parse_training)
-from support.ranks import (StopOnSignals, average_gradients, count_classes, leave_ranks, parts_of, rank_0_first,
-                           setup_ranks, share, split_batch, synchronise_batch_norm, with_noise)
-from support.weights import build_frozen, pretrain_backbone, self_trained_file
+from support.ranks import (StopOnSignals, average_gradients, count_classes, parts_of, rank_0_first, setup_ranks,
+                           share, split_batch, synchronise_batch_norm, with_noise)
+from support.weights import build_frozen, find_weights, pretrain_backbone, self_trained_file
 
 # The paper's numbers (Sec. 4.1) and, where it is silent, our choices (docs/departures.md).
 PAPER = dict(
@@ -246,11 +241,8 @@ def train(args, system):
     if args.lambda_d > 0 and micro % args.diversity_every:
         raise InputError(f"--diversity-every {args.diversity_every}: the pictures in memory at once, {micro}, must be "
                          f"a multiple of it; give 1, or another --micro-batch-size")
+    rank_0_first(lambda: find_weights(args), ranks)
     dataset, validation, folder, probabilities = open_run(args, ranks)
-    if args.pretrain_backbone:
-        rank_0_first(lambda: pretrain(args, dataset, probabilities, Path(args.pretrain_backbone), ranks), ranks)
-        ranks.say(f"backbone:   {args.pretrain_backbone}")
-        return leave_ranks(ranks)
     G, D, P, architecture, options = system.build_networks(args, dataset, probabilities, folder, ranks)
     G, D, P = (net and synchronise_batch_norm(net, ranks).to(ranks.device, memory_format=torch.channels_last)
                for net in (G, D, P))
@@ -352,7 +344,6 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)}, or timm:NAME (pip install timm)")
     add("--conditioning", choices=CONDITIONINGS, help="of the backbone's features (Table 5)")
     add("--backbone-weights", metavar="WEIGHTS", help="imagenet (downloaded), self (made here), random, or a file")
-    add("--pretrain-backbone", metavar="FILE", help="only pre-train --backbone as self does, into FILE, for other runs")
     add("--vgg-weights", metavar="WEIGHTS", help="for Eq. 5: imagenet, random, or a file of torchvision's vgg19")
     add = parser.add_argument_group("losses (Sec. 3.3)").add_argument
     add("--lambda-gan", type=WEIGHT, help="weight of Eq. 4")

@@ -1,6 +1,8 @@
 """Options that several scripts share, and their ranges. Whatever does not fit becomes an InputError of one line."""
 import argparse
 
+import torch
+
 from support.errors import InputError
 
 
@@ -87,7 +89,8 @@ def add_training_options(parser):
     group.add_argument("--seed", type=AT_LEAST_0, default=0)
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    machine.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16 autocast; losses stay float32")
+    machine.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="bf16 autocast, losses stay "
+                         "float32; auto: on a GPU that has it; on a CPU that has it, bf16 saves time, too")
     machine.add_argument("--compile", action="store_true", help="torch.compile; minutes at the start")
     machine.add_argument("--workers", type=AT_LEAST_0, help="loader processes per rank")
     output = parser.add_argument_group("output")
@@ -110,6 +113,9 @@ def add_drawing_options(parser):
 def parse_training(parser, argv):
     """parser.parse_args, and what one option alone cannot tell. Raises InputError."""
     args = parser.parse_args(argv)
+    if args.amp == "auto":
+        gpu = args.device != "cpu" and torch.cuda.is_available()
+        args.amp = "bf16" if gpu and torch.cuda.is_bf16_supported() else "off"
     start, end = args.lr_decay_steps = list(args.lr_decay_steps)
     if not (start == end == 0 or start < end):
         raise InputError(f"--lr-decay-steps {start} {end}: expected two rising steps, or 0 0 for none")

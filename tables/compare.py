@@ -61,14 +61,11 @@ def parse_options(argv):
     if args.data_path:
         args.data += ["--data-path", str(Path(args.data_path).resolve())]  # the commands run in the repository's root
     args.output_dir = args.output_dir.resolve()
-    args.backbone = args.output_dir / "backbone_resnet18.pt"
     unknown = [row for row in args.rows if row not in (*ROWS, *TABLE_2)]
     if unknown:
         raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join((*ROWS, *TABLE_2))}")
     if args.steps < 7 and set(args.rows) & set(TABLE_2):
         raise InputError(f"--steps {args.steps}: IIDM's rows need 7 or more, for autoencoder, U-Net and two averages")
-    if args.dataset != "toy" and not args.data_path:
-        raise InputError(f"--dataset {args.dataset} needs --data-path")
     return args
 
 
@@ -90,8 +87,6 @@ def commands_of(args, row, seed):
     chosen = ["-m", "baselines.iidm.train", "--autoencoder-steps", str(first), "--ema-every", str(args.steps // 7)]
     if not of_iidm:
         chosen = ROWS[row].command().split()
-    if shares_backbone(args, row):
-        chosen += ["--backbone-weights", str(args.backbone)]
     train = [*chosen, *args.data, "--preset", args.preset, "--seed", str(seed), "--steps", str(args.steps),
              "--batch-size", str(args.batch_size), "--lr-decay-steps", *decay, "--picture-every", "0",
              *args.options.split(), "--output-dir", str(run)]
@@ -114,11 +109,6 @@ def commands_of(args, row, seed):
         draw += words[words.index("--count"):][:2]
     return train, [draw, ["evaluate.py", "--fake", str(pictures), *evaluate],
                    ["-m", "baselines.iidm.scores", "--fake", str(pictures), "--eval", str(scores / "eval.json")]]
-
-
-def shares_backbone(args, row):
-    """Whether a row's discriminator has the toy preset's own backbone, which is then pre-trained once for all."""
-    return row in ROWS and args.preset == "toy" and "--backbone" not in ROWS[row].options
 
 
 def call(command, log):
@@ -206,10 +196,6 @@ def draw_comparison(args, file):
 def main(args):
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runs = [(row, seed) for row in args.rows for seed in args.seeds]
-    if any(shares_backbone(args, row) for row in args.rows) and not args.backbone.is_file():
-        call(["train.py", *args.data, "--preset", "toy", *args.options.split(), "--pretrain-backbone",
-              str(args.backbone), "--output-dir", str(args.output_dir / "pretraining")],
-             args.output_dir / "pretraining.log")
     for row, seed in tqdm(runs, desc="runs", dynamic_ncols=True):
         run_one(args, row, seed)
     found = {row: [scores_of(args, row, seed) for seed in args.seeds] for row in args.rows}

@@ -256,16 +256,17 @@ def test_timm_is_optional(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet10t"])
-def test_the_backbone_is_pretrained_by_one_command(name, tmp_path, monkeypatch, capsys):
+def test_the_backbone_is_pretrained_once_and_its_file_serves_another_run(name, tmp_path, monkeypatch):
     if name.startswith("timm:"):
         pytest.importorskip("timm")
-    file, options = tmp_path / "backbone.pt", ("--backbone", name, "--output-dir", tmp_path / "run")
     monkeypatch.setattr(train, "PRETRAIN_BATCH", 4)
     for steps in (2, 10 ** 9):  # the second time it is there already
         monkeypatch.setattr(train, "PRETRAIN_STEPS", steps)
-        train.train(*of_row("table6-dp-sims", *options, "--pretrain-backbone", file))
-        assert f"backbone:   {file}" in capsys.readouterr().out and not list((tmp_path / "run").glob("*.pt"))
-    train.train(*of_row("table6-dp-sims", *options, "--backbone-weights", file, "--steps", 1))
+        train.train(*of_row("table6-dp-sims", "--backbone", name, "--backbone-weights", "self", "--steps", 1,
+                            "--output-dir", tmp_path / "run"))
+    file, = (tmp_path / "run").glob("backbone_*.pt")
+    train.train(*of_row("table6-dp-sims", "--backbone", name, "--backbone-weights", file, "--steps", 1,
+                        "--output-dir", tmp_path / "other"))
     learnt = load(file)
     backbone, start = (Discriminator(5, name, weights).backbone.state_dict() for weights in (str(file), "random"))
     first = next(k for k in backbone if k.endswith(("conv1.weight", "conv1.0.weight")) or "stages.0.0.0" in k)

@@ -284,6 +284,26 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     assert (tmp_path / "latest.pt").read_bytes() == b"not a checkpoint"
 
 
+def test_missing_imagenet_weights_are_named_all_at_once_before_a_folder_is_made(tmp_path, monkeypatch):
+    def no_network(*_):
+        raise OSError("no network")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    words = "--dataset toy --preset paper --batch-size 4 --output-dir".split() + [str(tmp_path / "run")]
+    with pytest.raises(InputError, match="weights of convnext_large and vgg19 cannot be downloaded .no network.*"
+                       "--backbone-weights FILE and --vgg-weights FILE.*--preset laptop.*self.*last resort is random"):
+        train.train(train.parse_options(words), train.DP_SIMS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_is_the_default_where_the_gpu_has_it(monkeypatch):
+    for gpu, words, expected in ((True, [], "bf16"), (True, ["--amp", "off"], "off"), (True, ["--device", "cpu"], "off"),
+                                 (False, [], "off"), (False, ["--amp", "bf16"], "bf16")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: gpu)
+        assert train.parse_options(words).amp == expected, (gpu, words)
+
+
 # ------------------------------------------------------------------------------------ compiled, and scored
 
 def test_compiled_networks_train_as_they_do_uncompiled(tmp_path, monkeypatch):
