@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from support.weights import IMAGENET_MEAN, IMAGENET_STD, load_vgg19
+from support.weights import IMAGENET_MEAN, IMAGENET_STD, load_timm, load_vgg19
 
 # PAPER: 1/4, 1/8, 1/16 of VGG, layers not named. / HERE: relu3_1, relu4_1, relu5_1 of VGG-19, up to
 # and including these modules of torchvision's `features`. / WHY: their strides are the ones named.
@@ -170,20 +170,26 @@ class ContrastiveFeatures(nn.Module):
     VGG-19 is frozen; a 3x3 convolution and a two-layer MLP for each scale are trained with G.
     weights: "imagenet", "random" (drawn from seed) or the path of a state dict of torchvision's vgg19.
     vgg_share: share of VGG-19's channels, below 1 only with random weights (for small presets).
+    network: "vgg19", or one of weights.LITE, which comes as a pip package: ours, for want of VGG-19's weights.
     """
 
-    def __init__(self, weights="imagenet", vgg_share=1.0, width=256, seed=0):
+    def __init__(self, weights="imagenet", vgg_share=1.0, width=256, seed=0, network="vgg19"):
         super().__init__()
-        vgg = load_vgg19(weights, vgg_share, seed)
-        self.backbone = vgg[:VGG_TAPS[-1] + 1].requires_grad_(False).eval()
-        tapped = [self.backbone[tap - 1].out_channels for tap in VGG_TAPS]
+        self.is_vgg, mean, std = network == "vgg19", IMAGENET_MEAN, IMAGENET_STD
+        if self.is_vgg:
+            self.backbone = load_vgg19(weights, vgg_share, seed)[:VGG_TAPS[-1] + 1]
+            tapped = [self.backbone[tap - 1].out_channels for tap in VGG_TAPS]
+        else:
+            self.backbone, mean, std = load_timm(network, weights, seed, levels=(1, 2, 3))    # of strides 4, 8, 16
+            tapped = self.backbone.feature_info.channels()
+        self.backbone.requires_grad_(False).eval()
         # PAPER: "a convolution followed by a two-layer MLP". / HERE: width 256, ReLU between, length 1.
         # WHY: CUT's habit; tau between 0.07 and 2 presumes bounded products.
         self.convs = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in tapped)
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in tapped)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode=True):
         super().train(mode)
@@ -192,12 +198,13 @@ class ContrastiveFeatures(nn.Module):
 
     def forward(self, image):
         """image (B, 3, H, W) in [-1, 1] -> [(B, width, H/4, W/4), (.., H/8, ..), (.., H/16, ..)]."""
-        h, maps = ((image + 1) / 2 - self.mean) / self.std, []
-        for i, layer in enumerate(self.backbone):
+        h, levels = ((image + 1) / 2 - self.mean) / self.std, []
+        for i, layer in enumerate(self.backbone if self.is_vgg else []):
             h = layer(h)
             if i in VGG_TAPS:
-                maps.append(F.relu(self.convs[len(maps)](h)))
-        return maps
+                levels.append(h)
+        levels = levels if self.is_vgg else self.backbone(h)
+        return [F.relu(conv(level)) for conv, level in zip(self.convs, levels)]
 
     def project(self, scale, feature_map, positions):
         """Vectors at the given positions (n,) of a map (B, width, H_l, W_l): (B, n, d_v), of length 1."""

@@ -44,16 +44,17 @@ from support.options import (AT_LEAST_0, COUNT, POSITIVE, SHARE, WEIGHT, add_dat
                              check_sides, first_look, new_parser, parse_training)
 from support.ranks import (StopOnSignals, average_gradients, count_classes, parts_of, rank_0_first, setup_ranks,
                            share, split_batch, synchronise_batch_norm, with_noise)
-from support.weights import build_frozen, find_weights, pretrain_backbone, self_trained_file
+from support.weights import LITE, build_frozen, find_weights, pretrain_backbone, self_trained_file
 
 # The paper's numbers (Sec. 4.1) and, where it is silent, our choices (docs/departures.md).
 PAPER = dict(
     image_size="256", steps=63_000, batch_size=64, lr=1e-3, lr_d=0.0, beta2=0.99, noise="cross-attention",
     self_attention="on", backbone="convnext_large", backbone_weights="imagenet", conditioning="sigmoid-bn",
-    vgg_weights="imagenet", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0, gamma=2.0, class_weights="balanced",
-    label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, diversity_of="features", reduction="sum",
-    diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0, sampling="rare-class", offsets="on",
-    log_every=50, workers=min(8, os.cpu_count() or 1), picture_every=1000, save_every=1000, ema_every=5000)
+    vgg_weights="imagenet", contrastive_features="vgg19", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0, gamma=2.0,
+    class_weights="balanced", label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum",
+    diversity_of="features", diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0,
+    sampling="rare-class", offsets="on", log_every=50, workers=min(8, os.cpu_count() or 1), picture_every=1000,
+    save_every=1000, ema_every=5000)
 # PAPER: no training length. / HERE: OASIS's 200 epochs of ADE20K (20,210 images, 64 a step: the 63,000 above), 100 of
 # COCO-Stuff; Cityscapes 60,000 steps, as its 200 epochs are only 9,300. / WHY: Table 1 compares with OASIS.
 OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000, image_size="256x512")}
@@ -62,8 +63,9 @@ TOY = dict(
     image_size="64", steps=2000, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
     anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[1200, 2000], workers=1,
     picture_every=200, save_every=200, ema_every=0)
-LAPTOP = dict(TOY, image_size="128", steps=3000, lr_decay_steps=[1800, 3000], backbone="efficientnet_lite1",
-              backbone_weights="imagenet")
+LAPTOP = dict(TOY, image_size="128", steps=1500, lr_decay_steps=[900, 1500], backbone="efficientnet_lite1", lambda_c=1.0,
+              backbone_weights="imagenet", vgg_weights="imagenet", contrastive_features="efficientnet_lite2",
+              reduction="mean", diversity_of="picture", lambda_d=10.0, tau_div=0.2)
 PRESETS = {"paper": {}, "toy": TOY, "laptop": LAPTOP}
 SMALL_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8, noise_width=32,
                        padding="reflect")  # the networks of toy and laptop
@@ -315,8 +317,8 @@ def build_contrastive(args, ranks):
     """The features of Eq. 5, or None without it. Raises InputError for weights that do not fit."""
     options = {} if args.preset == "paper" else SMALL_CONTRASTIVE
     return None if args.lambda_c == 0 else rank_0_first(lambda: build_frozen(
-        lambda: ContrastiveFeatures(args.vgg_weights, seed=args.seed, **options), "vgg19", args.vgg_weights,
-        "--vgg-weights"), ranks)
+        lambda: ContrastiveFeatures(args.vgg_weights, seed=args.seed, network=args.contrastive_features, **options),
+        args.contrastive_features, args.vgg_weights, "--vgg-weights"), ranks)
 
 
 def pretrain(args, dataset, probabilities, path, ranks):
@@ -344,7 +346,8 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)}, or timm:NAME (pip install timm)")
     add("--conditioning", choices=CONDITIONINGS, help="of the backbone's features (Table 5)")
     add("--backbone-weights", metavar="WEIGHTS", help="imagenet (downloaded), self (made here), random, or a file")
-    add("--vgg-weights", metavar="WEIGHTS", help="for Eq. 5: imagenet, random, or a file of torchvision's vgg19")
+    add("--contrastive-features", choices=("vgg19", *LITE), help="network of Eq. 5; the paper's is VGG-19")
+    add("--vgg-weights", metavar="WEIGHTS", help="of that network: imagenet, random, or a file of torchvision's vgg19")
     add = parser.add_argument_group("losses (Sec. 3.3)").add_argument
     add("--lambda-gan", type=WEIGHT, help="weight of Eq. 4")
     add("--lambda-c", type=WEIGHT, help="weight of the contrastive loss, Eq. 5; 0 leaves it out")
@@ -383,8 +386,7 @@ def defaults_of(known):
 
 def parse_options(argv):
     """argv -> argparse.Namespace. Raises InputError."""
-    defaults = defaults_of(first_look(argv))
-    return check(parse_training(make_parser("Train DP-SIMS. Run the same command again to resume.", defaults), argv))
+    return check(parse_training(make_parser("Train DP-SIMS, or go on with it.", defaults_of(first_look(argv))), argv))
 
 
 def check(args):

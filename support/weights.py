@@ -165,7 +165,8 @@ def load_vgg19(weights, share, seed):
 
 def find_weights(args):
     """Download the ImageNet files that a run needs, before its folder is made. Raises InputError, once for all."""
-    needed = [("--vgg-weights", "vgg19")] * (args.vgg_weights == "imagenet" and args.lambda_c > 0)
+    uses_vgg = args.lambda_c > 0 and args.contrastive_features == "vgg19"
+    needed = [("--vgg-weights", "vgg19")] * (args.vgg_weights == "imagenet" and uses_vgg)
     if args.backbone_weights == "imagenet" and getattr(args, "discriminator", "dp-sims") == "dp-sims":
         needed = [("--backbone-weights", args.backbone)] * (timm_name(args.backbone) is None) + needed
     missing = []
