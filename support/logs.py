@@ -111,7 +111,8 @@ def describe(G, D, P, args):
     yield "generator", f"{count(G, True):,} parameters: {parts}"
     yield "discrimin.", f"{count(D, True):,} trained{frozen}"
     if P:
-        yield "contrastive", f"{count(P, True):,} trained, {count(P, False):,} frozen ({args.contrastive_features}, {args.vgg_weights})"
+        yield "contrastive", (f"{count(P, True):,} trained, {count(P, False):,} frozen ({args.contrastive_features}, "
+                              f"{args.vgg_weights})")
 
 
 def banner(title, lines, args, ranks, run, done, images):
