@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from tqdm import tqdm
 
 from data import DATASETS, MEANINGS, nearest, offset_maps, open_dataset
@@ -55,7 +56,10 @@ def load_generator(path, device="cpu", generators=GENERATORS):
     if architecture not in generators:
         raise InputError(f"{path}: a generator of {architecture}, a baseline; use the command of the same name in "
                          f"baselines/, such as python -m baselines.sample")
-    return G.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), checkpoint
+    for module in G.eval().requires_grad_(False).modules():
+        if is_parametrized(module, "weight"):  # spectral norm: its quotient once, not in every picture
+            remove_parametrizations(module, "weight", leave_parametrized=True)
+    return G.to(device, memory_format=torch.channels_last), checkpoint
 
 
 @torch.no_grad()
