@@ -13,6 +13,7 @@ from generator import CrossAttention, Generator, z_at_pixels
 from sample import load_generator
 from test_dpgan import TINY as DPGAN_TINY
 from test_dpgan import tiny_generator as tiny_dpgan
+from test_evaluate import write_checkpoint
 from test_generator import CLASSES, TINY, label_maps, noise, tiny_generator
 from test_oasis import TINY as OASIS_TINY
 from test_oasis import tiny_generator as tiny_oasis
@@ -97,3 +98,59 @@ def test_a_loaded_generator_has_plain_weights_and_the_same_pictures(tmp_path, na
     assert [m for m in G().modules() if is_parametrized(m)], "nothing to fold in this test"
     t, z = label_maps(), noise()
     torch.testing.assert_close(folded(t, z), G()(t, z), rtol=0, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------- sample.py --region-seeds
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("ema") / "ema_0000001.pt", 0)
+
+
+def draw(checkpoint, folder, *arguments):
+    """-> the picture of seed 0 of the first toy map, (H, W, 3) integers."""
+    sample.main(["--checkpoint", str(checkpoint), "--dataset", "toy", "--count", "1", "--output-dir", str(folder),
+                 *arguments])
+    return np.array(Image.open(folder / "val0000_seed000.png")).astype(int)
+
+
+def test_the_option_changes_its_region(checkpoint, tmp_path, capsys):
+    """sky has another seed: the sky far from its border changes, more than what lies far below; with the picture's own
+    seed everywhere nothing does. The class that is not there is named."""
+    plain, same, other = (draw(checkpoint, tmp_path / str(i), *seeds) for i, seeds in enumerate(
+        ([], ["--region-seeds", "sky=0,tree=0"], ["--region-seeds", "sky=3,boat=3"])))
+    sky = open_dataset("toy", None, "val", (32, 32))[0]["label_map"].numpy() == 0
+    assert np.abs(plain - same).max() <= 1, "more than the rounding of one level"
+    changed = np.abs(plain - other).mean(axis=2)
+    assert changed[sky].mean() > 2 * changed[-8:].mean()
+    assert "boat=3 changes nothing" in capsys.readouterr().out
+
+
+def test_instances_are_counted_from_the_left():
+    """Two cars, the second one's id first; a pixel at the very centre of a car has offset 0 and still belongs to it."""
+    ids = np.zeros((8, 16), np.int64)
+    ids[2:5, 9:12], ids[1:4, 1:4] = 1, 2
+    labels = torch.from_numpy(np.where(ids > 0, 7, 0))
+    offsets = torch.from_numpy(offset_maps(ids))
+    left, right = instances_of(labels == 7, offsets)
+    assert torch.equal(left, torch.from_numpy(ids == 2)) and torch.equal(right, torch.from_numpy(ids == 1))
+    expected = torch.where(torch.from_numpy(ids == 1), 3, torch.where(labels == 7, 1, 0))
+    assert torch.equal(region_map(labels, offsets, [(7, 0), (3, 0), (7, 2), (7, 9)]), expected)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("cat=7", "no class of this checkpoint"), ("cat=7", "car"), ("car#0=7", "no class of this checkpoint"),
+    ("car", "expected classes and seeds such as"), ("car=x", "expected classes and seeds such as"),
+    ("car=1,", "expected classes and seeds such as"), (f"car={2 ** 32}", "a seed has 32 bits")])
+def test_bad_names_and_seeds_get_one_line(checkpoint, tmp_path, text, message):
+    with pytest.raises(InputError) as error:
+        draw(checkpoint, tmp_path, "--region-seeds", text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names_may_hold_commas_and_models_without_instances_say_so():
+    assert region_seeds("door, double=3,a#b=4") == [("door, double", 3), ("a#b", 4)]
+    known = {"classes": ["door, double", "a#b", "car"], "generator": {}}
+    assert [find_region(name, known) for name, _ in region_seeds("door, double=3,a#b=4")] == [(0, 0), (1, 0)]
+    with pytest.raises(InputError, match="this model knows no instances; give the class, car=SEED"):
+        find_region("car#1", known)
