@@ -69,7 +69,7 @@ def test_the_loader_of_the_page_draws_the_picture_of_sample_from_onnx(checkpoint
     Image.fromarray(np.random.default_rng(0).integers(11, size=(20, 36), dtype=np.uint8)).save("map.png")
     run(checkpoint, "--labels", "map.png", "--image-size", "20x36", "--seeds", 3, "--output-dir", "out")
     np.save("z.npy", z_of_seed(3, 4)[None].numpy())
-    script, = re.findall(r"```python\n(import json.*?)```", PAGE, re.S)
+    script, = re.findall(r"```python\n(import json\nimport numpy.*?)```", PAGE, re.S)
     exec(script, {})
     apart = np.array(Image.open("picture.png")).astype(int) - np.array(Image.open("out/map_seed003.png"))
     assert np.abs(apart).max() <= 1

@@ -5,12 +5,15 @@ The generators are those of the other tests, tiny and at their random start, wit
 import numpy as np
 import pytest
 import torch
-
+from PIL import Image
 from torch.nn.utils.parametrize import is_parametrized
 
+import sample
 from baselines import dpgan, oasis
+from data import offset_maps, open_dataset
 from generator import CrossAttention, Generator, z_at_pixels
-from sample import load_generator
+from sample import find_region, instances_of, load_generator, region_map, region_seeds
+from support.errors import InputError
 from test_dpgan import TINY as DPGAN_TINY
 from test_dpgan import tiny_generator as tiny_dpgan
 from test_evaluate import write_checkpoint
