@@ -50,7 +50,7 @@ PADDING = "zeros"
 
 # ------------------------------------------------------------------------------------------ inputs
 
-def one_hot_labels(G, label_map, z, offsets):
+def one_hot_labels(G, label_map, z, offsets, regions=None):
     """t and the offsets as channels, (B, C (+ 2), H, W) in z's dtype, on the device: what every generator here reads.
 
     G is asked for num_classes, offset_channels, z_dim and downsampling. Raises ValueError where the shapes do not fit.
@@ -59,10 +59,12 @@ def one_hot_labels(G, label_map, z, offsets):
     if H % G.downsampling or W % G.downsampling:
         raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {G.downsampling}, "
                          f"the downsampling of this generator")
-    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, G.z_dim):
-        raise ValueError(f"expected z of shape ({B}, {G.z_dim}) and {G.offset_channels} offset "
-                         f"channels; got z {tuple(z.shape)}, offsets "
-                         f"{None if offsets is None else tuple(offsets.shape)}")
+    R = () if regions is None else z.shape[1:2]
+    fits = regions is None or R and regions.shape == (B, H, W) and 0 <= regions.min() and regions.max() < R[0]
+    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, *R, G.z_dim) or not fits:
+        z, offsets, regions = (None if t is None else tuple(t.shape) for t in (z, offsets, regions))
+        raise ValueError(f"expected z of shape ({B}, {G.z_dim}), or ({B}, R, {G.z_dim}) and regions of 0..R-1, and "
+                         f"{G.offset_channels} offset channels; got z {z}, regions {regions}, offsets {offsets}")
     x = one_hot(label_map, G.num_classes, z.dtype)                        # (B, C, H, W), the one-hot t
     return x if offsets is None else torch.cat([x, offsets.to(x.dtype)], dim=1)  # (B, C + 2, H, W)
 
@@ -73,6 +75,13 @@ def one_hot(label_map, num_classes, dtype):
     return (label_map[:, None] == classes[:, None, None]).to(dtype)       # (B, C, H, W)
 
 
+def z_at_pixels(z, regions, size):
+    """z (B, d_z), or (B, R, d_z) with regions (B, H, W) of 0..R-1 -> (B, d_z, H, W), z at every pixel."""
+    if regions is None:
+        return z[:, :, None, None].expand(-1, -1, *size)
+    return torch.stack([z_b[r] for z_b, r in zip(z, regions)]).permute(0, 3, 1, 2)
+
+
 def z_of_seed(seed, z_dim):
     """(d_z,), the noise of one picture: from its seed alone, the same on every machine."""
     return torch.randn(z_dim, generator=torch.Generator().manual_seed(seed))
@@ -80,13 +89,15 @@ def z_of_seed(seed, z_dim):
 
 # ------------------------------------------------------------------------------------------ attention
 
-def attention(query, key, value):
+def attention(query, key, value, allowed=None):
     """Scaled dot-product attention, one head (Eq. 1). query (B, T, d_q), key and value (B, n, d_q) -> (B, T, d_q).
 
     In Eq. 2 the T = H_i W_i pixels of a scale are the queries, and the n = n_k noise tokens are keys and values.
+    allowed (B, T, n) bool: the tokens that a pixel sees; None: all.
     """
     d_q = query.shape[-1]
     scores = query @ key.transpose(1, 2) / d_q ** 0.5        # (B, T, n)
+    scores = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
     # A = SoftMax(Q K^T / sqrt(d_q)) V                                                      (Eq. 1)
     return torch.softmax(scores, dim=2) @ value              # (B, T, d_q)
 
@@ -97,7 +108,7 @@ def fused_attention(query, key, value):
 
 
 class NoiseMapping(nn.Module):
-    """w = MLP(z): (B, d_z) -> (B, n_k, d_w), three layers (Sec. 3.2; LeakyReLU: legend of Fig. 3)."""
+    """w = MLP(z): (B, ..., d_z) -> (B, ..., n_k, d_w), three layers (Sec. 3.2; LeakyReLU: legend of Fig. 3)."""
 
     def __init__(self, z_dim, hidden, tokens, width):
         super().__init__()
@@ -108,7 +119,7 @@ class NoiseMapping(nn.Module):
             nn.Linear(hidden, tokens * width))
 
     def forward(self, z):
-        return self.mlp(z).unflatten(1, (self.tokens, -1))  # (B, n_k, d_w)
+        return self.mlp(z).unflatten(-1, (self.tokens, -1))  # (B, n_k, d_w)
 
 
 class CrossAttention(nn.Module):
@@ -122,9 +133,13 @@ class CrossAttention(nn.Module):
         self.to_value = nn.Linear(noise_width, channels, bias=False)
         self.eta = nn.Parameter(torch.zeros(()))  # the gate is "initialized at 0"
 
-    def forward(self, h, w):
-        query = self.to_query(h.flatten(2).transpose(1, 2))       # (B, HW, d_q)
-        A = attention(query, self.to_key(w), self.to_value(w))    # (B, HW, d_q)
+    def forward(self, h, w, regions=None):
+        query, own = self.to_query(h.flatten(2).transpose(1, 2)), None  # (B, HW, d_q)
+        if regions is not None:  # ours: a pixel sees the tokens of its own region alone
+            region = F.interpolate(regions[:, None].float(), size=h.shape[2:], mode="nearest")[:, 0]  # (B, H, W)
+            own = one_hot(region, w.shape[1], torch.bool).flatten(2).transpose(1, 2)      # (B, HW, R)
+            w, own = w.flatten(1, 2), own.repeat_interleave(w.shape[2], dim=2)  # (B, R n_k, d_w), (B, HW, R n_k)
+        A = attention(query, self.to_key(w), self.to_value(w), own)     # (B, HW, d_q)
         A = A.transpose(1, 2).unflatten(2, h.shape[2:])           # (B, d_q, H, W)
         # a(h_i, w) = h_i + eta_i * A(h_i, w)                                               (Eq. 2)
         return h + self.eta * A
@@ -162,10 +177,10 @@ class LabelBlock(nn.Module):
         self.self_attention = SelfAttention(out_channels) if self_attention else None
         self.out = nn.Conv2d(out_channels, out_channels, 1)
 
-    def forward(self, h, w):
+    def forward(self, h, w, regions=None):
         h = F.gelu(self.norm(self.conv(h)))  # the text says GELU, Fig. 3 says ReLU: the text wins
         if self.cross_attention is not None:
-            h = self.cross_attention(h, w)
+            h = self.cross_attention(h, w, regions)
         if self.self_attention is not None:
             h = self.self_attention(h)
         return self.out(h)
@@ -185,12 +200,12 @@ class LabelPyramid(nn.Module):
                        noise_width if 2 ** i >= attention_stride else 0, self_attention and 2 ** i >= attention_stride)
             for i in range(scales))
 
-    def forward(self, x, w):
+    def forward(self, x, w, regions=None):
         h, modulation = self.stem(x), []
         for block in self.blocks:
             # PAPER: what the next scale reads is not said. / HERE: h_i itself, after its pointwise
             # convolution. / WHY: Sec. 3.2 lists that convolution as part of "each block".
-            h = block(h, w)
+            h = block(h, w, regions)
             modulation.append(h)
         return modulation
 
@@ -276,18 +291,19 @@ class Generator(nn.Module):
             SPADEBlock(widths[i], widths[i + 1], 2 * label_channels, padding) for i in range(scales))
         self.to_image = nn.Conv2d(widths[-1], 3, 3, padding=1, padding_mode=padding)
 
-    def forward(self, label_map, z, offsets=None, return_features=False):
+    def forward(self, label_map, z, offsets=None, return_features=False, regions=None):
         """label_map (B, H, W) int64, z (B, d_z), offsets (B, 2, H, W) or None -> image (B, 3, H, W) in [-1, 1].
 
         With return_features also G^f (B, widths[-1], H, W). Raises ValueError where the shapes do not fit.
+        PAPER: one z. / HERE: so, or one for each region: z (B, R, d_z), regions (B, H, W) int64 of 0..R-1, which is
+        ours. / WHY: to draw one tree anew (docs/regions.md); training does not use it.
         """
-        x, w = one_hot_labels(self, label_map, z, offsets), None          # (B, C (+ 2), H, W)
-        if self.noise_mapping is not None:
-            w = self.noise_mapping(z)                                     # (B, n_k, d_w)
-        else:
-            x = torch.cat([x, z[:, :, None, None].expand(-1, -1, *x.shape[2:])], dim=1)  # (B, C (+ 2) + d_z, H, W)
+        x = one_hot_labels(self, label_map, z, offsets, regions)          # (B, C (+ 2), H, W)
+        w = self.noise_mapping and self.noise_mapping(z)                  # (B, n_k, d_w); (B, R, n_k, d_w) by region
+        if w is None:
+            x = torch.cat([x, z_at_pixels(z, regions, x.shape[2:])], dim=1)  # (B, C (+ 2) + d_z, H, W)
         x = x.contiguous(memory_format=torch.channels_last)
-        modulation = self.label_pyramid(x, w)                             # h_1, ..., h_L
+        modulation = self.label_pyramid(x, w, regions)                    # h_1, ..., h_L
         h_L = modulation[-1]                                              # (B, C_L, H/2^(L-1), W/2^(L-1))
         # PAPER: "takes a low-resolution label map as input". / HERE: nearest neighbour. / WHY: labels stay labels.
         y = self.first(F.interpolate(x, size=h_L.shape[2:], mode="nearest"))

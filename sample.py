@@ -3,21 +3,28 @@
     python sample.py --checkpoint runs/toy/ema_0002000.pt --dataset toy --seeds 0-3
     python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7
     python sample.py --checkpoint ema.pt --labels folder_of_maps/ --seeds 3,5 --interpolate 12
+    python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7 --region-seeds sky=3,car#2=7
+    python sample.py --checkpoint ema.pt --export generator.onnx
 
-Each seed gives one z. A picture depends on its label map and its seed alone, not on the batch or the order.
+Each seed gives one z. A picture depends on its label map and its seeds alone, not on the batch or the order.
 Pictures, the coloured label maps and a grid of both go to --output-dir.
 
     load_generator     a checkpoint -> the generator
     generate           label maps, offsets and z -> pictures
     mix                interpolation between two z
     read_maps          label maps of a dataset or of your own
+    region_map         where the regions of --region-seeds lie (docs/regions.md)
 """
+import argparse
+import difflib
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from tqdm import tqdm
 
 from data import DATASETS, MEANINGS, nearest, offset_maps, open_dataset
@@ -25,6 +32,7 @@ from generator import Generator, z_of_seed
 from readers.files import require_size
 from readers.images import Meaning, classes_of_values, read_instances, read_labels
 from support.errors import InputError, run_script
+from support.export import export
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, seeds, size
 from support.pages import colour_labels, to_pixels
 from support.ranks import setup_ranks
@@ -55,14 +63,21 @@ def load_generator(path, device="cpu", generators=GENERATORS):
     if architecture not in generators:
         raise InputError(f"{path}: a generator of {architecture}, a baseline; use the command of the same name in "
                          f"baselines/, such as python -m baselines.sample")
-    return G.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), checkpoint
+    for module in G.eval().requires_grad_(False).modules():
+        if is_parametrized(module, "weight"):  # spectral norm: its quotient once, not in every picture
+            remove_parametrizations(module, "weight", leave_parametrized=True)
+    return G.to(device, memory_format=torch.channels_last), checkpoint
 
 
 @torch.no_grad()
-def generate(G, label_map, offsets, z, device, amp=False):
-    """label_map (B, H, W) integers, offsets (B, 2, H, W) or None, z (B, d_z) -> (B, H, W, 3) uint8 array."""
+def generate(G, label_map, offsets, z, device, amp=False, regions=None):
+    """label_map (B, H, W) integers, offsets (B, 2, H, W) or None, z (B, d_z) -> (B, H, W, 3) uint8 array.
+
+    regions (B, H, W) int64 of 0..R-1: then z is (B, R, d_z), one for each region.
+    """
+    offsets, regions = (t if t is None else t.to(device) for t in (offsets, regions))
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
-        image = G(label_map.to(device).long(), z.to(device), None if offsets is None else offsets.to(device))
+        image = G(label_map.to(device).long(), z.to(device), offsets, regions=regions)
     return to_pixels(image)
 
 
@@ -138,6 +153,56 @@ def files_of(path):
     return files
 
 
+# ------------------------------------------------------------------------------------------------ regions
+
+def region_seeds(text):
+    """"car=7,car#2=3" -> [("car", 7), ("car#2", 3)]."""
+    pairs = re.findall(r"([^=]+)=(\d+)(?:,|$)", text)
+    if ",".join("=".join(pair) for pair in pairs) != text:
+        raise argparse.ArgumentTypeError(f"{text}: expected classes and seeds such as sky=3,car=7 or car#2=7")
+    return [(name, seeds(seed)[0]) for name, seed in pairs]
+
+
+def find_region(name, checkpoint):
+    """"car" -> (its class, 0); "car#2" -> (its class, 2). Raises InputError."""
+    classes = checkpoint["classes"]
+    if name in classes:
+        return classes.index(name), 0
+    kind, _, number = name.rpartition("#")
+    if kind not in classes or not number.isdecimal() or not int(number):
+        nearest_names = ", ".join(difflib.get_close_matches(kind or name, classes, 5, 0))
+        raise InputError(f"--region-seeds {name}: no class of this checkpoint, and no instance such as "
+                         f"{classes[0]}#1; the nearest of its {len(classes)} classes: {nearest_names}")
+    if not checkpoint["generator"].get("offset_channels", 0):
+        raise InputError(f"--region-seeds {name}: this model knows no instances; give the class, {kind}=SEED")
+    return classes.index(kind), int(number)
+
+
+def instances_of(inside, offsets):
+    """[(H, W) bool, ...] from left to right: the instances among the pixels `inside` (H, W) bool of one class, which
+    are those whose offsets (2, H, W) point to one centre."""
+    size = torch.tensor(inside.shape)[:, None, None]
+    place = torch.stack(torch.meshgrid(*map(torch.arange, inside.shape), indexing="ij"))  # (2, H, W)
+    centre, found, rest = place + offsets.double() * size, [], inside & offsets.any(dim=0)
+    while rest.any():
+        y, x = centre[:, rest][:, 0]
+        here = inside & ((centre[0] - y).abs() < 0.05) & ((centre[1] - x).abs() < 0.05)
+        rest = rest & ~here
+        found.append((x, here))
+    return [here for _, here in sorted(found, key=lambda pair: pair[0])]
+
+
+def region_map(label_map, offsets, wanted):
+    """(H, W) int64: i + 1 where region wanted[i] lies, a (class, instance or 0), else 0. The later one wins."""
+    regions = torch.zeros(label_map.shape, dtype=torch.long)
+    for i, (label, number) in enumerate(wanted, 1):
+        here = label_map == label                                                    # (H, W)
+        if number:
+            here = dict(enumerate(instances_of(here, offsets), 1)).get(number, torch.zeros_like(here))
+        regions[here] = i
+    return regions
+
+
 # ------------------------------------------------------------------------------------------------- main
 
 def make_parser(description):
@@ -186,7 +251,17 @@ def main(argv, generators=GENERATORS):
     parser = make_parser("Pictures from label maps.")
     parser.add_argument("--interpolate", type=AT_LEAST_0, default=0, metavar="N",
                         help="N pictures from the first seed to the second, and a GIF of them")
-    args = check(parser.parse_args(argv))
+    parser.add_argument("--region-seeds", type=region_seeds, default=[], metavar="NAME=SEED,...",
+                        help="other seeds for some classes, or instances counted from the left: sky=3,car#2=7")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="no pictures: the generator itself as FILE.pt2 "
+                        "(torch.export) or FILE.onnx, float32, on the CPU (docs/export.md)")
+    args = parser.parse_args(argv)
+    if args.export:
+        if args.labels or args.dataset:
+            raise InputError("--export writes the generator and no picture; leave --labels and --dataset out")
+        export(*load_generator(args.checkpoint, "cpu", generators), args.export, args.force)
+        return
+    check(args)
     if args.interpolate and (len(set(args.seeds)) != 2 or args.interpolate < 2):
         raise InputError("--interpolate N needs N of 2 or more and two different seeds: --seeds 3,5 --interpolate 12")
     device = setup_ranks(args.device).device
@@ -198,14 +273,22 @@ def main(argv, generators=GENERATORS):
     if args.interpolate:
         (a, b), ends, steps = args.seeds, z.values(), args.interpolate - 1
         z = {f"mix{a:03d}-{b:03d}_{i:03d}": mix(*ends, i / steps) for i in range(steps + 1)}
+    wanted = [find_region(name, checkpoint) for name, _ in args.region_seeds]
+    z_of_regions = [z_of_seed(seed, G.z_dim) for _, seed in args.region_seeds]
     palette, grid = np.array(checkpoint["palette"], np.uint8), []
     for name, label_map, offsets in tqdm(read_maps(args, checkpoint, image_size), desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}.png" for title in z]
         refuse_to_overwrite(files + ([] if grid else [args.output_dir / "grid.png"]), args.force)
-        pictures = []
+        pictures, regions = [], region_map(label_map, offsets, wanted) if wanted else None
+        for i, (region, seed) in enumerate(args.region_seeds, 1):
+            if not (regions == i).any():
+                tqdm.write(f"{name}: {region}={seed} changes nothing, for no pixel is (or is left to) {region}")
         for some in torch.stack(list(z.values())).split(args.batch_size):
-            maps, ways = (t if t is None else t.expand(len(some), *t.shape) for t in (label_map, offsets))
-            pictures += list(generate(G, maps, ways, some, device, args.amp == "bf16"))
+            maps, ways, where = (t if t is None else t.expand(len(some), *t.shape)
+                                 for t in (label_map, offsets, regions))
+            if wanted:
+                some = torch.stack([some, *(t.expand(len(some), -1) for t in z_of_regions)], dim=1)  # (n, R, d_z)
+            pictures += list(generate(G, maps, ways, some, device, args.amp == "bf16", where))
         coloured = colour_labels(label_map, palette)                                 # (H, W, 3)
         for file, picture in zip([args.output_dir / f"{name}_labels.png", *files], [coloured, *pictures]):
             Image.fromarray(picture).save(file)

@@ -85,12 +85,13 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(widths[-1], 3, 3, padding=1, padding_mode=padding)
         initialise(self)
 
-    def forward(self, label_map, z, offsets=None, return_features=False):
+    def forward(self, label_map, z, offsets=None, return_features=False, regions=None):
         """label_map (B, H, W) int64, z (B, d_z), offsets (B, 2, H, W) or None -> image (B, 3, H, W) in [-1, 1].
 
-        With return_features also G^f (B, widths[-1], H, W). Raises ValueError where the shapes do not fit.
+        With return_features also G^f (B, widths[-1], H, W); with regions (B, H, W) int64 of 0..R-1, which is ours, z is
+        (B, R, d_z), one for each region. Raises ValueError where the shapes do not fit.
         """
-        x = noise_and_labels(self, label_map, z, offsets)                 # (B, d_z + C (+ 2), H, W)
+        x = noise_and_labels(self, label_map, z, offsets, regions)        # (B, d_z + C (+ 2), H, W)
         s, alpha = x, []
         for block in self.label_pyramid:
             s = block(s)                                                  # (B, 64, H', W'), full resolution first

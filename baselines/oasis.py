@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 from discriminator import ResidualBlock
-from generator import PADDING, WIDTHS, Z_DIM, SPADEBlock, one_hot_labels
+from generator import PADDING, WIDTHS, Z_DIM, SPADEBlock, one_hot_labels, z_at_pixels
 
 HIDDEN = 128                                    # of every SPADE; 71.1 M parameters follow from it
 ENCODER_WIDTHS = (128, 128, 256, 256, 512, 512)  # DP-GAN's Table 7: 1/2 ... 1/64
@@ -62,15 +62,15 @@ def initialise(net):
                 module.weight  # each reading is a power iteration: its vectors belonged to the old weight
 
 
-def noise_and_labels(G, label_map, z, offsets):
+def noise_and_labels(G, label_map, z, offsets, regions=None):
     """The input of generator G: noise, one-hot labels and offsets, (B, d_z + C (+ 2), H, W), in z's dtype.
 
     Raises ValueError where the shapes do not fit.
     """
-    labels = one_hot_labels(G, label_map, z, offsets)                     # (B, C (+ 2), H, W)
+    labels = one_hot_labels(G, label_map, z, offsets, regions)            # (B, C (+ 2), H, W)
     # PAPER: "a 3D noise tensor", "sampled from a unit Gaussian" (DP-GAN, Table 6). / HERE: one vector for each image,
     # the same at every pixel. / WHY: the code of both papers.
-    noise = z[:, :, None, None].expand(-1, -1, *labels.shape[2:])         # (B, d_z, H, W)
+    noise = z_at_pixels(z, regions, labels.shape[2:])                     # (B, d_z, H, W)
     return torch.cat([noise, labels], dim=1).contiguous(memory_format=torch.channels_last)  # (B, d_z + C (+ 2), H, W)
 
 
@@ -97,12 +97,13 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(widths[-1], 3, 3, padding=1, padding_mode=padding)
         initialise(self)
 
-    def forward(self, label_map, z, offsets=None, return_features=False):
+    def forward(self, label_map, z, offsets=None, return_features=False, regions=None):
         """label_map (B, H, W) int64, z (B, d_z), offsets (B, 2, H, W) or None -> image (B, 3, H, W) in [-1, 1].
 
-        With return_features also G^f (B, widths[-1], H, W). Raises ValueError where the shapes do not fit.
+        With return_features also G^f (B, widths[-1], H, W); with regions (B, H, W) int64 of 0..R-1, which is ours, z is
+        (B, R, d_z), one for each region. Raises ValueError where the shapes do not fit.
         """
-        x = noise_and_labels(self, label_map, z, offsets)                 # (B, d_z + C (+ 2), H, W)
+        x = noise_and_labels(self, label_map, z, offsets, regions)        # (B, d_z + C (+ 2), H, W)
         y = self.first(F.interpolate(x, scale_factor=1 / self.downsampling, mode="nearest"))
         for i, block in enumerate(self.blocks):
             if i > 0:
