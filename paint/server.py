@@ -142,8 +142,6 @@ class Model:
         label_map, offsets, regions = (t if t is None else torch.from_numpy(t).to(self.device)
                                        for t in (label_map, offsets, regions))
         z = z.to(self.device)
-        if regions is not None and 'regions' not in self.G.forward.__code__.co_varnames:  # TEMPORARY
-            regions = None
         return to_pixels(self.G(label_map, z[:, 0], offsets) if regions is None
                          else self.G(label_map, z, offsets, regions=regions))
 
