@@ -446,6 +446,13 @@ def test_every_tool(page):
     page.keys("f")
     page.drag((0.5, 0.1), (0.5, 0.1))
     assert (labels_of(page)[:16] == toy.GRASS).all()
+    choose(page, "house")
+    click(page, "own")
+    page.keys("b")
+    for place, houses in ((0.2, 1), (0.8, 2), (0.2, 2)):  # beside a house begins another, on one it goes on
+        page.drag((place, 0.5), (place, 0.8))
+        found = labels_of(page)
+        assert len(set(found[found & 255 == toy.HOUSE])) == houses and found.max() >> 16 == houses
     assert not page.problems()
 
 
