@@ -8,7 +8,7 @@
     POST /validation  {index} -> a map of the dataset's validation split
     POST /read        a PNG of class numbers or palette colours -> a map
 
-A map travels as {labels, instances}: base64 of H * W little-endian numbers, 8 bits of classes, 16 bits of ids, 0 = none.
+A map travels as {labels, instances}: base64 of H * W little-endian numbers, classes of 8 bits, ids of 16, 0 = none.
 regions, 8 bits, says which entry of `noise` belongs to a pixel; an entry is [seed, other seed, t], t from 0 to 1.
 Whatever does not fit is answered by a 4xx and one sentence.
 """

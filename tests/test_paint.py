@@ -44,7 +44,8 @@ def checkpoint(tmp_path_factory):
 @contextlib.contextmanager
 def serve(checkpoint):
     """-> a running paint.server.Server."""
-    with serving.Server(("127.0.0.1", 0), paint.open_model(paint.parse_options(["--checkpoint", str(checkpoint)]))) as s:
+    model = paint.open_model(paint.parse_options(["--checkpoint", str(checkpoint)]))
+    with serving.Server(("127.0.0.1", 0), model) as s:
         thread = threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield s
@@ -126,7 +127,8 @@ def test_scenes_are_drawn_where_the_classes_have_the_names():
     assert draw_scenes(["wall", "sky"], SIZE) == {}
 
 
-@pytest.mark.parametrize("dataset, classes, value", [("toy", 11, 10), ("cityscapes", 35, 255), ("coco_stuff", 183, 255)])
+@pytest.mark.parametrize("dataset, classes, value", [
+    ("toy", 11, 10), ("cityscapes", 35, 255), ("coco_stuff", 183, 255)])
 def test_saved_maps_are_what_sample_py_reads(tmp_path, dataset, classes, value):
     """The last class, whose value in files may be another, and two instances; then the file dropped on the page."""
     G = torch.nn.Module()
@@ -174,7 +176,7 @@ def png_header(width, height):
 
 NUL = float("nan")
 BAD = {  # name: path, body, headers, method, status, what the sentence says
-    "wrong size": ("/picture", a_map(labels=coded(np.zeros((31, 32)), "u1")), {}, None, 400, "expected base64 of 32 x 32"),
+    "wrong size": ("/picture", a_map(labels=coded(np.zeros((31, 32)), "u1")), {}, None, 400, "base64 of 32 x 32"),
     "no labels": ("/picture", {"noise": [[0, 0, 0]]}, {}, None, 400, "labels: expected"),
     "labels are a number": ("/picture", a_map(labels=5), {}, None, 400, "labels: expected"),
     "labels are no base64": ("/picture", a_map(labels="../../etc/passwd"), {}, None, 400, "labels: expected"),
@@ -243,8 +245,8 @@ def test_slow_broken_and_simultaneous_requests(server, monkeypatch, capfd, tmp_p
     body = json.dumps(a_map()).encode()
     for _ in range(3):  # gone before the answer
         send(server, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body).close()
-    for raw in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET /model\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
-                b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", f"{head}{head[28:]}\r\n".encode()):
+    for raw in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET /model\r\n\r\n",
+                b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", f"{head}{head[28:]}\r\n".encode()):
         with send(server, raw) as connection:
             assert connection.recv(100).split()[1][:1] == b"4", raw[:30]
     answers = []
@@ -307,7 +309,8 @@ class Browser:
         line = next(line for line in self.process.stdout if "started successfully on port" in line)
         self.at = f"http://127.0.0.1:{line.rstrip().rstrip('.').rsplit(' ', 1)[1]}"
         options = {"args": [*FLAGS, f"--user-data-dir={profile}"],
-                   "prefs": {"download.default_directory": str(downloads), "profile.default_content_setting_values.automatic_downloads": 1}}
+                   "prefs": {"download.default_directory": str(downloads),
+                             "profile.default_content_setting_values.automatic_downloads": 1}}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         self.at += f"/session/{self.call('/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
 
@@ -337,8 +340,8 @@ class Browser:
     def drag(self, *places, touch=False):
         """The mouse, or a finger, over places (x, y) of the map, as shares of its sides, pressed."""
         box = self.run("const b = map.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]")
-        moves = [{"type": "pointerMove", "duration": 0, "x": round(box[0] + x * box[2]), "y": round(box[1] + y * box[3])}
-                 for x, y in places]
+        moves = [{"type": "pointerMove", "duration": 0, "x": round(box[0] + x * box[2]),
+                  "y": round(box[1] + y * box[3])} for x, y in places]
         self.call("/actions", {"actions": [{
             "type": "pointer", "id": f"pointer {touch}", "parameters": {"pointerType": "touch" if touch else "mouse"},
             "actions": [moves[0], {"type": "pointerDown", "button": 0}, *moves[1:],
@@ -476,7 +479,7 @@ def test_seeds_sheet_slider_and_animation(page):
     assert page.picture() != first and page.run("return drawing.seed") == 1
     page.run("t.value = 0.5; t.oninput(); t.onchange()")  # from seed 1 to seed 1
     end = page.picture()
-    page.run("seed.value = 0; seed.onchange(); other.value = 1; other.onchange(); t.value = 1; t.oninput(); t.onchange()")
+    page.run("seed.value = 0; seed.onchange(); t.value = 1; t.oninput(); t.onchange()")
     assert difference(page.picture(), end).max() <= 1, "the end of the way is the other seed"
     click(page, "play")
     wait_for(page, "drawing.t < 0.8")
@@ -544,7 +547,8 @@ def test_a_png_is_dropped_on_the_page(page):
     drop = """
         const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0)), transfer = new DataTransfer();
         transfer.items.add(new File([bytes], "map.png", {type: "image/png"}));
-        document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));"""
+        document.body.dispatchEvent(new DragEvent("drop",
+            {dataTransfer: transfer, bubbles: true, cancelable: true}));"""
     labels, _ = toy.toy_layout(0, 9, *SIZE)
     page.run(drop, base64.b64encode(as_png(labels)).decode())
     wait_for(page, "past.length === 1")
