@@ -246,7 +246,8 @@ def test_slow_broken_and_simultaneous_requests(server, monkeypatch, capfd, tmp_p
     for _ in range(3):  # gone before the answer
         send(server, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body).close()
     for raw in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"GET /model\r\n\r\n",
-                b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", f"{head}{head[28:]}\r\n".encode()):
+                b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+                f"{head}{head[28:]}\r\n".encode()):
         with send(server, raw) as connection:
             assert connection.recv(100).split()[1][:1] == b"4", raw[:30]
     answers = []
