@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import nearest, offset_maps
+from data import MEANINGS, nearest, offset_maps
 from generator import z_of_seed
 from paint.scenes import draw_scenes
-from readers.images import COCO_THINGS, INSTANCE_RULES, classes_of_values, read_labels
+from readers import coco_stuff
+from readers.images import Meaning, classes_of_values, read_labels
 from readers.toy import FORMS
 from sample import mix
 from support.errors import InputError
@@ -40,7 +41,7 @@ PAGE = (Path(__file__).parent / "page.html").read_bytes()
 MOST_BYTES, MOST_SIDE, MOST_REGIONS = 16 * 2 ** 20, 8192, 32
 SECONDS = 10  # to send a body, and of silence before that
 # Classes of which each stroke is an instance of its own; in other datasets with instances the page asks.
-THINGS = {"toy": {form.label for form in FORMS}, "cityscapes": range(24, 34), "coco_stuff": range(COCO_THINGS)}
+THINGS = {"toy": {form.label for form in FORMS}, "cityscapes": range(24, 34), "coco_stuff": range(coco_stuff.THINGS)}
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin",
         "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
         "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
@@ -114,8 +115,7 @@ class Model:
         self.G, self.device, self.maps = G, device, maps
         self.dataset, self.classes, self.size = checkpoint["dataset"], checkpoint["classes"], checkpoint["image_size"]
         self.palette = np.array(checkpoint["palette"], np.uint8)                       # (C, 3)
-        self.class_of = classes_of_values(self.dataset, len(self.classes))             # (256,), -1 = none
-        self.rule = INSTANCE_RULES.get(self.dataset, "ids")
+        self.class_of = classes_of_values(len(self.classes), MEANINGS.get(self.dataset, Meaning()).last_is_255)
         self.about = {
             "model": checkpoint.get("architecture", "dp-sims"), "step": checkpoint["step"], "dataset": self.dataset,
             "size": list(self.size), "classes": self.classes, "palette": self.palette.tolist(),
@@ -160,8 +160,8 @@ class Model:
 
     def instances(self, request):
         labels, ids = self.plane(request, "labels"), self.plane(request, "instances").astype(np.int32)
-        ids = {"ids": ids, "cityscapes": np.where(ids > 0, 1000 + ids, 0),
-               "spade": np.where(ids > 0, ids - 1, labels)}[self.rule]                 # as readers.images reads them
+        ids = {"cityscapes": np.where(ids > 0, 1000 + ids, 0),                         # as their readers read them
+               "coco_stuff": np.where(ids > 0, ids - 1, labels)}.get(self.dataset, ids)
         return png(ids.astype(np.uint16))
 
     def validation(self, request):

@@ -22,13 +22,13 @@ from PIL import Image
 
 import sample
 from baselines.train import GENERATORS
-from data import offset_maps
+from data import MEANINGS, offset_maps
 from generator import z_of_seed
 from paint import __main__ as paint
 from paint import server as serving
 from paint.scenes import SCENES, draw_scenes
 from readers import ade20k, cityscapes, coco_stuff, toy
-from readers.images import classes_of_values, instance_ids, read_instances, read_labels
+from readers.images import Meaning, classes_of_values, read_instances, read_labels
 from support.errors import InputError
 from test_evaluate import write_checkpoint
 
@@ -132,7 +132,7 @@ def test_scenes_are_drawn_where_the_classes_have_the_names():
 def test_saved_maps_are_what_sample_py_reads(tmp_path, dataset, classes, value):
     """The last class, whose value in files may be another, and two instances; then the file dropped on the page."""
     G = torch.nn.Module()
-    G.offset_channels, palette = 2, serving.np.random.default_rng(0).permutation(256)[:classes, None].repeat(3, 1)
+    G.offset_channels, palette = 2, np.random.default_rng(0).permutation(256)[:classes, None].repeat(3, 1)
     model = serving.Model(G, {"dataset": dataset, "classes": ["c"] * classes, "palette": palette.tolist(), "step": 1,
                               "image_size": [8, 8]}, "cpu")
     labels, ids = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint16)
@@ -143,8 +143,8 @@ def test_saved_maps_are_what_sample_py_reads(tmp_path, dataset, classes, value):
     file = tmp_path / "labels.png"
     assert pixels(file.read_bytes())[0, 0] == value
     for colours in (None, palette.astype(np.uint8)):
-        assert (read_labels(file, classes_of_values(dataset, classes), colours) == labels).all()
-    found = instance_ids(read_instances(tmp_path / "instances.png"), labels, model.rule)
+        assert (read_labels(file, model.class_of, colours) == labels).all()
+    found = MEANINGS.get(dataset, Meaning()).ids(read_instances(tmp_path / "instances.png"), labels, file)
     assert [len(set(found[rows, columns].flat)) for rows, columns in
             ((slice(6, 8), slice(0, 4)), (slice(6, 8), slice(4, 8)), (slice(6, 8), slice(0, 8)))] == [1, 1, 2]
     assert json.loads(model.read(file.read_bytes())[1])["labels"] == request["labels"]
@@ -525,7 +525,7 @@ def test_saved_and_opened_again_it_is_the_same_picture(page, server, tmp_path):
     assert found.max() > 0xffff, "instances and areas"
     for name in ("labels", "instances"):
         (tmp_path / f"{name}.png").write_bytes(download(page, f"save{name.title()}", f"{name}.png"))
-    assert (read_labels(tmp_path / "labels.png", classes_of_values("toy", 11)) == found & 255).all()
+    assert (read_labels(tmp_path / "labels.png", classes_of_values(11, False)) == found & 255).all()
     assert (read_instances(tmp_path / "instances.png") == found >> 16).all()
     assert pixels(download(page, "savePicture", "picture.png")).shape == (32, 32, 3)
     assert pixels(download(page, "saveBoth", "side_by_side.png")).shape[:2] == (32, 64)
