@@ -29,6 +29,7 @@ from conftest import ROOT
 from discriminator import Discriminator
 from generator import Generator, parameters_by_part
 from metrics import fid, segmentation
+from paint import __main__ as paint
 from readers.toy import TOY_CLASSES
 from support.errors import InputError
 from tables import compare
@@ -38,8 +39,8 @@ from test_evaluate import narrow  # noqa: F401
 PAGES = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
          for file in (ROOT / "README.md", ROOT / "RESULTS.md", *sorted(ROOT.glob("docs/*.md")))}
 README, EXTENDING = PAGES["README.md"], PAGES["docs/extending.md"]
-SOURCES = [file for folder in (".", "readers", "metrics", "baselines", "baselines/iidm", "tables", "support")
-           for file in sorted((ROOT / folder).glob("*.py"))]
+SOURCES = [file for folder in (".", "readers", "metrics", "baselines", "baselines/iidm", "tables", "paint",
+                               "support") for file in sorted((ROOT / folder).glob("*.py"))]
 
 
 def commands_of(page):
@@ -70,7 +71,7 @@ PARSERS = {"train.py": train.parse_options, "baselines.train": baselines_train.p
            "evaluate.py": evaluate.parse_options, "baselines.evaluate": evaluate.parse_options,
            "tables.compare": compare.parse_options}
 MAINS = {"data.py": data_main, "sample.py": sample.main, "baselines.sample": sample.main,
-         "baselines.iidm.latency": latency.main, "baselines.iidm.scores": scores.main}
+         "baselines.iidm.latency": latency.main, "baselines.iidm.scores": scores.main, "paint": paint.main}
 
 
 @pytest.mark.parametrize("command", TO_PARSE)

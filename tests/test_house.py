@@ -29,7 +29,8 @@ ARROWS = {
     "train": {"generator", "discriminator", "losses", "data", "sample", "metrics", "support"},
     "evaluate": {"generator", "data", "sample", "readers", "metrics", "support"},
     "baselines": {*PAPER_FILES, "readers", "metrics", "support"},
-    "tables": {*PAPER_FILES, "baselines", "readers", "metrics", "support"}}
+    "tables": {*PAPER_FILES, "baselines", "readers", "metrics", "support"},
+    "paint": {*PAPER_FILES, "baselines", "readers", "metrics", "support"}}
 OPTIONAL = {"timm", "transformers", "onnxruntime", "resource"}  # resource: not on Windows
 FILE_LINES, README_LINES, COLUMNS, FUNCTION_LINES, LOOP_LINES = 400, 200, 120, 60, 100
 LOOPS = {("train", "loop"), ("baselines.iidm.train", "loop")}
