@@ -113,8 +113,8 @@ def description(value):
 def in_numbers():
     """assert_close and assert_allclose say what was expected and what came, at the place where they differ most."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, number in ((torch.testing, "assert_close", "msg"), (np.testing, "assert_allclose", "err_msg")):
-            patch.setattr(module, name, saying_both(getattr(module, name), number))
+        for module, name, words in ((torch.testing, "assert_close", "msg"), (np.testing, "assert_allclose", "err_msg")):
+            patch.setattr(module, name, saying_both(getattr(module, name), words))
         yield
 
 
@@ -145,7 +145,7 @@ def text_of(error, returned):
 # ------------------------------------------------------------------------------------------ a student's work
 
 def check_lab(number, labs=LABS):
-    """Print a line a task -> whether all passed. Raises InputError where there is no such lab, Unreadable for a broken lab.py."""
+    """Print a line a task -> whether all passed. Raises InputError for no such lab, Unreadable for a broken lab.py."""
     lab = open_lab(number, labs)
     print(f"{name_of(lab.file)}")
     with at_most(SECONDS):
@@ -169,7 +169,8 @@ def verdict(lab, task, tests):
     line = where(error, lab.file)
     if line:
         return f"FAILED: {line}: {one_line(error)}. {look}"
-    known = [what for what, *change in mistakes_of(lab, task) if same(tests.run(task, remake(task, lab, change)), failures)]
+    known = [what for what, *change in mistakes_of(lab, task)
+             if same(tests.run(task, remake(task, lab, change)), failures)]
     named = f" This is what comes out {known[0]}." if known else ""
     return f"FAILED: {text}.{named} {look}"
 

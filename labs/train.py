@@ -4,8 +4,8 @@
     python labs/train.py --only 04,06          with your pieces of these labs alone
     python labs/train.py --steps 100 ...       all options of train.py follow
 
-It says whose each piece is. Run the same command again to go on, with whatever you have written by then; for a fresh run
-give another --output-dir. Pictures and numbers are as README explains under "How to read a run".
+It says whose each piece is. Run the same command again to go on, with whatever you have written by then; for a fresh
+run give another --output-dir. Pictures and numbers are as README explains under "How to read a run".
 """
 import argparse
 import sys

@@ -37,22 +37,25 @@ HANDOUTS = {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
 @pytest.mark.parametrize("name", NAMES)
 def test_untouched_fails_the_projects_own_passes_and_every_mistake_is_caught_and_named(name):
     """Named: no other mistake of its task fails the same tests with the same numbers."""
-    lab = open_lab(name[:2])
+    lab, faults = open_lab(name[:2]), []
 
     def work(tests):
         for task in lab.tasks:
-            untouched = tests.run(task, lab.functions[task.name])
-            assert untouched and all(isinstance(f.error, NotImplementedError) for f in untouched), f"{task.name} as given"
-            own = tests.run(task, remake(task, lab))
-            assert not own, f"{task.name}: the project's own function fails {own[0].test}: {own[0].text}"
-            mistakes = {what: tests.run(task, remake(task, lab, change)) for what, *change in mistakes_of(lab, task)}
-            assert len(mistakes) >= 3, f"{task.name} has {len(mistakes)} mistakes"
-            for what, failures in mistakes.items():
-                assert failures, f"{task.name} {what}: not caught"
-                alike = [other for other in mistakes if check.same(mistakes[other], failures)]
-                assert alike == [what], f"{task.name}: these look the same: {alike}"
-        return True
-    assert check.with_tests(lab.tasks, work)
+            yield task, tests.run(task, lab.functions[task.name]), tests.run(task, remake(task, lab)), {
+                what: tests.run(task, remake(task, lab, change)) for what, *change in mistakes_of(lab, task)}
+    for task, untouched, own, mistakes in check.with_tests(lab.tasks, lambda tests: list(work(tests))):
+        if not untouched or not all(isinstance(f.error, NotImplementedError) for f in untouched):
+            faults.append(f"{task.name} as given: {untouched}")
+        faults += [f"{task.name}: the project's own fails {failure.test}: {failure.text}" for failure in own]
+        if len(mistakes) < 3:
+            faults.append(f"{task.name} has {len(mistakes)} mistakes, at least 3 were expected")
+        for what, failures in mistakes.items():
+            alike = [other for other in mistakes if check.same(mistakes[other], failures)]
+            if not failures:
+                faults.append(f"{task.name} {what}: not caught")
+            elif alike != [what]:
+                faults.append(f"{task.name}: these look the same to the tests: {alike}")
+    assert not faults, "\n".join(faults)
 
 
 def test_there_are_mistakes_enough():
@@ -85,7 +88,8 @@ def copy_of(tmp_path, name, **bodies):
     for function, body in bodies.items():
         head, tail = text.split(f"def {function}(")
         written = "".join(f"    {line}\n" for line in body.splitlines())
-        text = f"{head}def {function}(" + re.sub(r"    raise NotImplementedError\(.*\n", lambda _: written, tail, count=1)
+        tail = re.sub(r"    raise NotImplementedError\(.*\n", lambda _: written, tail, count=1)
+        text = f"{head}def {function}({tail}"
     file.write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -241,7 +245,7 @@ def test_quoted_lines_are_lines_of_the_file(page):
         assert found, f"{page}: a python block must begin with the name of its file, not with {first}"
         lines = iter(line.strip() for line in (ROOT / found[1]).read_text(encoding="utf-8").splitlines())
         for line in (line.strip() for line in quoted):
-            assert line in ("", "...") or line in lines, f"{page}: not a line of {found[1]}, or not in this place: {line}"
+            assert line in ("", "...") or line in lines, f"{page}: no line of {found[1]}, or not in this place: {line}"
 
 
 def test_labs_readme_lists_every_lab():

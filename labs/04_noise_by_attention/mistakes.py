@@ -1,4 +1,4 @@
-"""The teacher's: plausible mistakes of lab 04, as changes of the project's own functions. python labs/check.py names them.
+"""The teacher's: plausible mistakes of lab 04, as changes of the project's own functions. labs/check.py names them.
 
 {task: [("This is what comes out ...", text of the function, text in its place), ...]}
 """
