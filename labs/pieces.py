@@ -25,8 +25,8 @@ sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "tests") if str(folder) 
 from support.errors import InputError  # noqa: E402, after the line that finds it
 
 # name: of the function in lab.py. target: "module.function", "module.Class.method" or "module.Class" of the project,
-# None for a piece that the project does not have. paper: where to look. tests: "test_file.py::test_name" of tests/, also
-# with "[parameters]", or functions of tasks.py, which get the student's function and assert.
+# None for a piece that the project does not have. paper: where to look. tests: "test_file.py::test_name" of tests/
+# (with "[parameters]" or all), or functions of tasks.py, which get the student's function and assert.
 Task = namedtuple("Task", ("name", "target", "paper", "tests"))
 # functions: {name: what lab.py holds under it}. written: names of those that no longer end in NotImplementedError.
 Lab = namedtuple("Lab", ("folder", "file", "tasks", "functions", "written"))
