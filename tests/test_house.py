@@ -30,7 +30,8 @@ ARROWS = {
     "evaluate": {"generator", "data", "sample", "readers", "metrics", "support"},
     "baselines": {*PAPER_FILES, "readers", "metrics", "support"},
     "tables": {*PAPER_FILES, "baselines", "readers", "metrics", "support"},
-    "paint": {*PAPER_FILES, "baselines", "readers", "metrics", "support"}}
+    "paint": {*PAPER_FILES, "baselines", "readers", "metrics", "support"},
+    "labs": {*PAPER_FILES, "baselines", "tables", "readers", "metrics", "support"}}
 OPTIONAL = {"timm", "transformers", "onnxruntime", "resource"}  # resource: not on Windows
 FILE_LINES, README_LINES, COLUMNS, FUNCTION_LINES, LOOP_LINES = 400, 200, 120, 60, 100
 LOOPS = {("train", "loop"), ("baselines.iidm.train", "loop")}
@@ -134,6 +135,7 @@ def test_readme_is_short_and_names_every_file():
 @pytest.mark.parametrize("file, text, fault", [
     ("losses.py", "import baselines.oasis\n", "losses must not import baselines"),
     ("metrics/fid.py", "import sample\n", "metrics must not import sample"),
+    ("tables/rows.py", "import labs.check\n", "tables must not import labs"),
     ("support/errors.py", "import support.ranks\n", "a circle of imports"),
     ("generator.py", "def f():\n    import data\n", "imported inside a function"),
     ("generator.py", "def f():\n" + "    pass\n" * 60, "f has 61 lines, at most 60"),
