@@ -204,12 +204,10 @@ def loop(args, system, run, done, ranks):
             history, busy_since = [], time.time()
         paused = time.time()
         if due & {"picture", "score", "average"}:
-            # The average is about to be used. Its batch-norm statistics are measured first, on 16 training batches,
-            # which are read once and kept.
-            if not for_statistics:
+            if not for_statistics:  # 16 training batches, read once and kept
                 first_batches = training_batches(dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
                 for_statistics = list(with_noise(first_batches, G.z_dim, micro, args, ranks))
-            refresh_ema(ema, G, for_statistics)
+            refresh_ema(ema, G, for_statistics)  # the average is about to be used: its batch-norm statistics
         if "picture" in due:
             runs.draw_strip(run, [z_of_seed(i, G.z_dim) for i in range(2 * STRIP_ROWS)], step, ranks)
         scores = {}
