@@ -22,7 +22,7 @@ Start with Generator.forward, the last class. Its parts stand above it:
           | offsets           | (B, 2, H, W), instance offsets (Sec. 4.1), optional
     z     | z                 | (B, d_z), an argument: nothing in this file draws noise
     w     | w                 | (B, n_k, d_w)
-    h_i   | modulation[i - 1] | (B, C_i, H / 2^(i-1), W / 2^(i-1))
+    h_i   | modulation[i - 1] | (B, C_i, H / 2^(i-1), W / 2^(i-1)), what block i returns; in Eq. 1, 2: h inside block i
     G^f   | features          | (B, widths[-1], H, W), what the last convolution sees (Eq. 6)
 
 `python generator.py` prints the parameters of every part at full size.
@@ -92,7 +92,7 @@ def z_of_seed(seed, z_dim):
 def attention(query, key, value, allowed=None):
     """Scaled dot-product attention, one head (Eq. 1). query (B, T, d_q), key and value (B, n, d_q) -> (B, T, d_q).
 
-    In Eq. 2 the T = H_i W_i pixels of a scale are the queries, and the n = n_k noise tokens are keys and values.
+    The T = H_i W_i pixels of a scale are the queries, the n = n_k noise tokens are keys and values (CrossAttention).
     allowed (B, T, n) bool: the tokens that a pixel sees; None: all.
     """
     d_q = query.shape[-1]
@@ -141,6 +141,8 @@ class CrossAttention(nn.Module):
             w, own = w.flatten(1, 2), own.repeat_interleave(w.shape[2], dim=2)  # (B, R n_k, d_w), (B, HW, R n_k)
         A = attention(query, self.to_key(w), self.to_value(w), own)     # (B, HW, d_q)
         A = A.transpose(1, 2).unflatten(2, h.shape[2:])           # (B, d_q, H, W)
+        # PAPER: h_i is also what the block takes and returns. / HERE: h behind convolution, norm and GELU. / WHY: the
+        # convolution halves the map, so what goes into it has not the shape of A.
         # a(h_i, w) = h_i + eta_i * A(h_i, w)                                               (Eq. 2)
         return h + self.eta * A
 

@@ -33,8 +33,10 @@ VGG_TAPS = (11, 20, 29)
 
 
 def class_weights(label_counts, unknown=None):
-    """alpha_c of Eq. 3 and 4: B*H*W / (K n_c), "the same weighting scheme as in [53]" (OASIS).
+    """alpha_c of Eq. 3 and 4: B*H*W / (K n_c), (C,).
 
+    PAPER: "the same weighting scheme as in [53]" (OASIS), no formula. / HERE: the above; 0 for the unknown class.
+    WHY: OASIS's code.
     label_counts (C,): n_c, the pixels of each class in the whole batch, over all ranks. K is the
     number of known classes present. The unknown class and absent ones get 0. -> (C,) float32
     """

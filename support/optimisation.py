@@ -38,19 +38,20 @@ def clip(parameters, limit, wants_norm):
 def update_ema(ema, G, step, decay):
     """theta_ema <- d theta_ema + (1 - d) theta over the parameters, d = min(decay, (1 + step) / (10 + step)).
 
-    PAPER: decay 0.9999. / HERE: d rises to it: 0.999 at step 8,990, 0.9999 at step 89,990; ADE20K's 63,000 steps end at
+    PAPER: decay 0.9999, called alpha there. / HERE: d rises to it: 0.999 at step 8,990, 0.9999 at step 89,990; ADE20K's 63,000 steps end at
     0.99986. / WHY: 0.9999 alone keeps 40 % of the initial weights after 9,200 steps.
     Buffers are not averaged: see refresh_ema.
     """
     d = min(decay, (1 + step) / (10 + step))
+    # theta_ema + (1 - d) (theta - theta_ema), for all tensors at once
     torch._foreach_lerp_(list(ema.parameters()), list(G.parameters()), 1 - d)
 
 
 @torch.no_grad()
 def refresh_ema(ema, G, batches):
-    """Give the averaged generator buffers of its own before it is used; leaves it in eval mode.
+    """Measure the batch-norm statistics of the averaged generator. Call it before each use; it ends in eval mode.
 
-    batches: an iterable of (label_map, offsets or None, z). Batch-norm statistics are measured anew on them.
+    batches: an iterable of (label_map, offsets or None, z).
     TRAP: the spectral norm's u and v are copied from G and power-iterated on these passes. Averaging them would give a
     wrong norm.
     PAPER: silent. / HERE: over the first 16 training batches. / WHY: G's own statistics belong to other weights.

@@ -53,7 +53,7 @@ def load_torchvision(name, weights, seed):
     Raises ValueError for a file that does not fit, OSError where weights are not there or cannot be downloaded."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # "random" is the same network again after a restart
-        model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+        model = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if weights == "imagenet" else None)
     if weights not in ("imagenet", "random"):
         state = {k: t for k, t in read_state(weights).items() if not k.startswith(CLASSIFIERS)}
         try:
@@ -171,7 +171,7 @@ def find_weights(args):
         needed = [("--backbone-weights", args.backbone)] * (timm_name(args.backbone) is None) + needed
     missing = []
     for flag, name in needed:
-        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         try:
             if not file.is_file():
