@@ -38,8 +38,8 @@ def clip(parameters, limit, wants_norm):
 def update_ema(ema, G, step, decay):
     """theta_ema <- d theta_ema + (1 - d) theta over the parameters, d = min(decay, (1 + step) / (10 + step)).
 
-    PAPER: decay 0.9999, called alpha there. / HERE: d rises to it: 0.999 at step 8,990, 0.9999 at step 89,990; ADE20K's 63,000 steps end at
-    0.99986. / WHY: 0.9999 alone keeps 40 % of the initial weights after 9,200 steps.
+    PAPER: decay 0.9999, called alpha there. / HERE: d rises to it: 0.999 at step 8,990, 0.9999 at step 89,990; ADE20K's
+    63,000 steps end at 0.99986. / WHY: 0.9999 alone keeps 40 % of the initial weights after 9,200 steps.
     Buffers are not averaged: see refresh_ema.
     """
     d = min(decay, (1 + step) / (10 + step))
