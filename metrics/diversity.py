@@ -118,7 +118,7 @@ def score_diversity(lpips, scored, S, ranks):
                      "(alex.pth of lpips 0.1), each a FILE or download")
     return {**score, "protocol": f"diversity: mean over all pairs of {S} pictures (seeds 0 to {S - 1}) of each of "
             f"{scored.count} maps, 8-bit pictures of {H}x{W} (height x width); LPIPS: AlexNet, version 0.1, pictures "
-            "not resized; Lite0: EfficientNet-Lite0 with ImageNet weights, features of four levels, of length 1; pixels: mean "
+            "not resized; Lite0: EfficientNet-Lite0 with ImageNet weights, four levels, of length 1; pixels: mean "
             "absolute difference, pixels in [0, 1]"}
 
 
