@@ -40,7 +40,8 @@ def test_fake_tensors_are_counted_like_a_real_step(more):
         sum(terms.values()).backward()
         for p in trained:
             p.requires_grad_(True)
-        terms, *_ = train.discriminator_losses(D, batch, image[:4].detach(), [f.detach() for f in features], alpha, args)
+        features = [f.detach() for f in features]
+        terms, *_ = train.discriminator_losses(D, batch, image[:4].detach(), features, alpha, args)
         sum(terms.values()).backward()
     assert sum(map(sum, parts.values())) == counter.get_total_flops()
     assert all(forward >= 0 and backward >= 0 for forward, backward in parts.values())
