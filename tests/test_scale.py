@@ -1,0 +1,88 @@
+"""tables/scale.py counts what a real step does, docs/scale.md says what it prints, and two machines train as one.
+
+Oracles: the same step on real tensors; the FLOPs that the paper's Table 2 prints; a run in one process.
+"""
+import re
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import test_train
+import train
+from support.errors import InputError
+from tables import scale
+from test_train import ROOT, load, options, small, start  # noqa: F401
+
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+TOY = "--dataset toy --backbone-weights random --vgg-weights random --image-size 64 --batch-size 4"
+DATA = SimpleNamespace(classes=range(11), has_instances=True)
+
+
+@pytest.mark.parametrize("more", ["", "--lambda-c 0 --lambda-d 0"])
+def test_fake_tensors_are_counted_like_a_real_step(more):
+    args = train.parse_options(f"{TOY} {more}".split())
+    with scale.fake_tensors():
+        parts = scale.count_flops(*scale.build(args, DATA, 4), args)
+        saved = scale.count_saved(*scale.build(args, DATA, 4), args)
+    G, D, P, batch = scale.build(args, DATA, 4)
+    assert scale.count_saved(G, D, P, batch, args) == saved > 0
+
+    D.requires_grad_(True)
+    D.backbone.requires_grad_(False)
+    trained, alpha, rng = train.trained_parameters(D), torch.ones(11), torch.Generator()
+    with FlopCounterMode(display=False) as counter:  # as train.loop has it, in one piece
+        for p in trained:
+            p.requires_grad_(False)
+        terms, image, _, features = train.generator_losses(G, D, P, batch, alpha, rng, args)
+        sum(terms.values()).backward()
+        for p in trained:
+            p.requires_grad_(True)
+        features = [f.detach() for f in features]
+        terms, *_ = train.discriminator_losses(D, batch, image[:4].detach(), features, alpha, args)
+        sum(terms.values()).backward()
+    assert sum(map(sum, parts.values())) == counter.get_total_flops()
+    assert all(forward >= 0 and backward >= 0 for forward, backward in parts.values())
+
+
+def test_the_page_says_what_the_command_prints_and_the_backbone_is_the_papers(capsys):
+    """At full size. Table 2: 34.4 G multiply-adds of ConvNeXt-L at 224x224."""
+    scale.report(*scale.parse_options("--dataset ade20k --micro-batch-size 8".split()))
+    printed = capsys.readouterr().out.splitlines()
+    memory = next(line for line in printed if line.startswith("| GiB")).split("|")[2].strip()
+    row = next(line for line in PAGE.splitlines() if line.startswith("| ADE20K | ") and "GiB" in line)
+    assert f"{memory} GiB" in row
+    for line in printed:
+        assert line in PAGE or line.startswith(("| GiB", "| pictures at once")), line
+    forward = float(next(line for line in printed if line.startswith("| backbone on real")).split("|")[2])
+    assert forward == pytest.approx(2 * 34.4 * (256 / 224) ** 2, rel=0.01)
+
+
+def test_the_pages_commands_and_bad_options():
+    commands = re.findall(r"`python -m tables\.scale( [^`]*)?`", PAGE)
+    assert commands and all(scale.parse_options(command.split()) for command in commands)
+    for wrong in ("--dataset toy", "--gpus 0", "--hours 3"):
+        with pytest.raises(InputError):
+            scale.parse_options(wrong.split())
+
+
+def test_two_agents_train_as_one_process(tmp_path, monkeypatch):
+    """torchrun --nnodes 2 with a rendezvous, both agents on this machine: the test of two ranks, over six steps."""
+    monkeypatch.setattr(test_train, "RANKS", ("--steps", 6, "--diversity-every", 2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = [start("-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv-backend", "c10d",
+                    "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", test_train.__file__, tmp_path,
+                    *options(tmp_path / "two", *test_train.RANKS)) for _ in range(2)]
+    try:
+        for agent in agents:
+            error = agent.communicate()[1]
+            assert agent.returncode == 0, error
+    finally:
+        for agent in agents:
+            agent.terminate()
+    assert load(tmp_path / "two" / "latest.pt")["step"] == 6 and (tmp_path / "rank1.pt").is_file()
+    test_train.test_one_rank_equals_two(tmp_path, tmp_path, monkeypatch)
