@@ -224,7 +224,8 @@ def own_group(worker):
 
 
 class StopOnSignals:
-    """SIGTERM and Ctrl-C end the loop after its step, on all ranks after the same one; a second one interrupts."""
+    """SIGTERM and Ctrl-C end the loop after its step, on all ranks after the same one; a second Ctrl-C interrupts. A
+    scheduler may send SIGTERM to a rank twice, by itself and through torchrun."""
 
     def __init__(self, world):
         self.seen, self.agreed = [], None
@@ -233,7 +234,7 @@ class StopOnSignals:
             signal.signal(number, self.handler)
 
     def handler(self, number, frame):
-        if self.seen:
+        if signal.SIGINT in self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.seen.append(number)
 
