@@ -39,11 +39,13 @@ def test_untouched_fails_the_projects_own_passes_and_every_mistake_is_caught_and
     """Named: no other mistake of its task fails the same tests with the same numbers."""
     lab, faults = open_lab(name[:2]), []
 
+    made = [(task, remake(task, lab), {what: remake(task, lab, change) for what, *change in mistakes_of(lab, task)})
+            for task in lab.tasks]
+
     def work(tests):
-        for task in lab.tasks:
-            yield task, tests.run(task, lab.functions[task.name]), tests.run(task, remake(task, lab)), {
-                what: tests.run(task, remake(task, lab, change)) for what, *change in mistakes_of(lab, task)}
-    for task, untouched, own, mistakes in check.with_tests(lab.tasks, lambda tests: list(work(tests))):
+        return [(task, tests.run(task, lab.functions[task.name]), tests.run(task, own),
+                 {what: tests.run(task, wrong) for what, wrong in mistakes.items()}) for task, own, mistakes in made]
+    for task, untouched, own, mistakes in check.with_tests(lab.tasks, work):
         if not untouched or not all(isinstance(f.error, NotImplementedError) for f in untouched):
             faults.append(f"{task.name} as given: {untouched}")
         faults += [f"{task.name}: the project's own fails {failure.test}: {failure.text}" for failure in own]
@@ -163,6 +165,21 @@ def test_functions_are_put_in_wherever_their_name_was_imported_and_taken_out_aga
         assert train.generator_loss is train.weigh is train.DP_SIMS.weigh is generator.CrossAttention.forward is mine
     assert before == (train.generator_loss, train.DP_SIMS, generator.CrossAttention.forward)
     assert train.DP_SIMS.weigh is train.weigh is not mine
+
+
+def test_options_that_a_lab_leaves_out_are_dropped_where_they_are_none():
+    """The project's attention has a fourth argument, that of the lab has three."""
+    torch.manual_seed(0)
+    block, h, w = generator.CrossAttention(4, 5), torch.randn(2, 4, 2, 3), torch.randn(2, 3, 5)
+    torch.nn.init.constant_(block.eta, 0.7)
+    expected = block(h, w)
+
+    def mine(query, key, value):
+        return generator.fused_attention(query, key, value)
+    with put_in({"generator.attention": mine}):
+        torch.testing.assert_close(block(h, w), expected)
+        with pytest.raises(TypeError, match="positional"):
+            generator.attention(h, h, h, h)
 
 
 def solved(folder):

@@ -6,11 +6,11 @@
 MISTAKES = {
     "tokens_of_noise": [
         ("with n_k and d_w exchanged", "(self.tokens, -1)", "(-1, self.tokens)"),
-        ("with tokens that take every n_k-th number of the MLP", "unflatten(1, (self.tokens, -1))",
+        ("with tokens that take every n_k-th number of the MLP", "unflatten(-1, (self.tokens, -1))",
          "unflatten(1, (-1, self.tokens)).transpose(1, 2)"),
-        ("without cutting the numbers into tokens", ".unflatten(1, (self.tokens, -1))", ""),
-        ("with the first token repeated n_k times", "unflatten(1, (self.tokens, -1))",
-         "unflatten(1, (self.tokens, -1))[:, :1].expand(-1, self.tokens, -1)")],
+        ("without cutting the numbers into tokens", ".unflatten(-1, (self.tokens, -1))", ""),
+        ("with the first token repeated n_k times", "unflatten(-1, (self.tokens, -1))",
+         "unflatten(-1, (self.tokens, -1))[:, :1].expand(-1, self.tokens, -1)")],
     "attention": [
         ("without the division by sqrt(d_q)", " / d_q ** 0.5", ""),
         ("with d_q in place of sqrt(d_q)", "d_q ** 0.5", "d_q"),
