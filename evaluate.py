@@ -37,7 +37,7 @@ from PIL import Image
 from data import DATASETS, open_dataset
 from metrics import Scored, diversity, fid, latency, segmentation
 from readers.files import listed
-from readers.images import IMAGE_ENDINGS, read_rgb
+from readers.images import IMAGE_ENDINGS, PICTURES, read_rgb
 from sample import GENERATORS, MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise, open_fitting
 from support.checkpoints import sha256_of, write_json
 from support.errors import InputError, run_script
@@ -179,7 +179,7 @@ def open_pictures(folder, flag, resize=None):
                          f"more, a covariance needs them")
     for file in files.values():
         try:
-            with Image.open(file) as image:  # the header alone
+            with Image.open(file, formats=PICTURES) as image:  # the header alone
                 sizes.setdefault((image.height, image.width), file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
@@ -218,7 +218,7 @@ def load_networks(args, G, dataset, ranks):
                                                    args.segmenter_seed, ranks, args.cache_dir)
     elif "miou" in args.metrics:
         segmenter = segmentation.load_segmenter(kind, dataset, ranks, args.batch_size, args.segmenter_size,
-                                                args.segmenter_labels)
+                                                args.segmenter_labels, args.trust_segmenter)
     return inception, lpips, latencies, segmenter
 
 

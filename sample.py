@@ -31,6 +31,7 @@ from data import DATASETS, MEANINGS, nearest, offset_maps, open_dataset
 from generator import Generator, z_of_seed
 from readers.files import require_size
 from readers.images import Meaning, classes_of_values, read_instances, read_labels
+from support.checkpoints import AVERAGE, read_checkpoint
 from support.errors import InputError, run_script
 from support.export import export
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, seeds, size
@@ -52,14 +53,14 @@ def load_generator(path, device="cpu", generators=GENERATORS):
     if not Path(path).is_file():
         raise InputError(f"{path}: not there; give one of the ema_*.pt of a run folder")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path, AVERAGE)
         architecture = checkpoint.get("architecture", "dp-sims")
         if architecture in generators:
             G = generators[architecture](**checkpoint["generator"])
             G.load_state_dict(checkpoint["ema"])
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise InputError(f"{path}: not an EMA file of train.py ({type(error).__name__}); give one of the "
-                         f"ema_*.pt of a run folder") from None
+    except Exception as error:  # options and weights that do not fit raise many kinds
+        raise InputError(f"{path}: not an EMA file of train.py ({' '.join(str(error).split())[:160]}); give one "
+                         f"of the ema_*.pt of a run folder") from None
     if architecture not in generators:
         raise InputError(f"{path}: a generator of {architecture}, a baseline; use the command of the same name in "
                          f"baselines/, such as python -m baselines.sample")

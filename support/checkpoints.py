@@ -66,8 +66,9 @@ def read_torch(file):
     try:
         if zipfile.is_zipfile(file):  # files of before torch 1.6 are none
             with zipfile.ZipFile(file) as archive:  # TRAP: torch does not look at the checksums
-                damaged = archive.testzip() or next((part.filename for part in archive.infolist() if not (
-                    part.compress_type or part.compress_size == part.file_size)), None)
+                damaged = archive.testzip() or next((  # it takes a length or the mark of a folder from the directory
+                    part.filename for part in archive.infolist() if part.external_attr & 16
+                    or not part.compress_type and part.compress_size != part.file_size), None)
             if damaged:
                 raise ValueError(f"{damaged} in it is damaged")
         found = torch.load(file, map_location="cpu", weights_only=True)
@@ -79,6 +80,16 @@ def read_torch(file):
         raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(type(error).__name__) from None
+
+
+def is_whole(file):
+    """Whether read_torch can read a file that can be made again. A damaged one is said."""
+    try:
+        return bool(read_torch(file))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        print(f"{file}: damaged ({error}), made again", file=sys.stderr)
 
 
 def tensors_of(value, name):
@@ -106,14 +117,19 @@ def unlike(value, form, name=""):
     return next((found for found in (unlike(*pair) for pair in pairs) if found is not None), None)
 
 
-def load_checkpoint(path, form=LATEST):
-    """A checkpoint's dict. form: its entries. Raises InputError where it is damaged, or a file of another kind."""
+def read_checkpoint(path, form):
+    """The dict of a checkpoint of a form. Raises OSError and ValueError as read_torch, also for another form."""
+    state = read_torch(path)
+    wrong = unlike(state, form)
+    if wrong is not None:
+        raise ValueError(f"{wrong or 'all of it'} is not what it should be")
+    return state
+
+
+def load_checkpoint(path):
+    """latest.pt as a dict. Raises InputError where it is damaged, or a file of another kind."""
     try:
-        state = read_torch(path)
-        wrong = unlike(state, form)
-        if wrong is not None:
-            raise ValueError(f"another kind of file: {wrong or 'all of it'} is not what it should be")
-        return state
+        return read_checkpoint(path, LATEST)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a checkpoint ({error}); move it away to start anew, or give "
                          f"another file") from None

@@ -110,8 +110,10 @@ def files_of(dataset):
 def save(run, step, args, ranks):
     """latest.pt: everything, to go on from. The one before stays as latest_previous.pt."""
     if ranks.rank == 0:
-        save_checkpoint({"step": step, "identity": run.identity, "options": vars(args), "G": run.G.state_dict(),
-                         "D": trained(run.D), "P": trained(run.P), "ema": run.ema.state_dict(),
+        G = run.G.state_dict()  # with its buffers: refresh_ema gives the average's own, whenever they are needed
+        average = {**G, **{name: p.detach() for name, p in run.ema.named_parameters()}}
+        save_checkpoint({"step": step, "identity": run.identity, "options": vars(args), "G": G,
+                         "D": trained(run.D), "P": trained(run.P), "ema": average,
                          "optimiser_G": run.optimiser_G.state_dict(), "optimiser_D": run.optimiser_D.state_dict(),
                          "files": files_of(run.dataset)}, run.folder / "latest.pt", run.folder / "latest_previous.pt")
     ranks.wait()  # where one rank leaves early, torchrun ends the others
