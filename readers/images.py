@@ -52,7 +52,7 @@ def classes_of_values(num_classes, last_is_255):
 def open_picture(file, formats=PICTURES, upright=False, tries=3):
     """A PIL image, read to its end. upright: see read_rgb. Raises InputError."""
     try:
-        if os.path.lexists(file) and not Path(file).is_file():  # a pipe would be waited for
+        if isinstance(file, (str, Path)) and os.path.lexists(file) and not Path(file).is_file():  # as a pipe that waits
             raise ValueError("a folder, a pipe, a device, or a link to nowhere")
         with Image.open(file, formats=formats) as image:
             image.info["scaled"] = bool(image.tile) and image.tile[0][3] in ("L;2", "L;4")  # a grey PNG of 2 or 4 bits

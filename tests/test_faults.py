@@ -2,10 +2,11 @@
 
 Training here is train.train with networks of one layer, so that a run takes less than a second.
 """
+import argparse
+import errno
 import functools
 import json
 import os
-import pickle
 import shutil
 import sys
 import time
@@ -18,15 +19,20 @@ import torch
 import torch.nn as nn
 from PIL import EpsImagePlugin, Image
 
+import evaluate
+import sample
 import train
 from baselines.iidm.train import read_autoencoder
-from conftest import ROOT, call, lines, load, start, tiny_inception
+from conftest import ROOT, TinyFeatures, call, lines, load, start, tiny_inception
+from data import open_dataset
 from metrics import fid, segmentation
 from readers import toy
-from readers.images import classes_of_values, open_picture, read_instances, read_labels, read_rgb
+from readers.images import classes_of_values, read_instances, read_labels, read_rgb
 from support import checkpoints, runs
-from support.errors import InputError
+from support.errors import InputError, run_script
+from tables import compare
 from test_evaluate import write_checkpoint
+from test_metrics import ALONE
 from test_train import options, same_run, shrink
 
 
@@ -93,11 +99,16 @@ def run(folder, *more):
     train.train(train.parse_options(options(folder, "--lambda-c", 0, "--lambda-d", 0, *more)), TINY)
 
 
+@pytest.fixture(scope="module")
+def four_steps(small, tmp_path_factory):
+    run(tmp_path_factory.mktemp("runs") / "run", "--steps", 4, "--save-every", 1, "--ema-every", 2)
+    return tmp_path_factory.getbasetemp() / "runs0/run"
+
+
 @pytest.fixture
-def kept(tmp_path):
+def kept(four_steps, tmp_path):
     """Four steps, saved after each."""
-    run(tmp_path / "run", "--steps", 4, "--save-every", 1, "--ema-every", 2)
-    return tmp_path / "run"
+    return shutil.copytree(four_steps, tmp_path / "run")
 
 
 def flipped(content, place):
@@ -375,6 +386,137 @@ def test_a_changed_dataset_is_said(kept, monkeypatch, capsys):
     monkeypatch.setattr(toy.ToyScenes, "fingerprint", lambda self: "other files")
     run(kept, "--steps", 6)
     assert "the files of --dataset toy (names, sizes or times) have changed since" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------- pictures and scores
+
+def test_a_read_that_fails_once_is_tried_again_and_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    file, opened, fails = tmp_path / "a.png", Image.open, [errno.EIO, errno.ESTALE]
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(file)
+
+    def flaky(*arguments, **more):
+        if fails:
+            raise OSError(fails.pop(), "for a while")
+        return opened(*arguments, **more)
+    monkeypatch.setattr(Image, "open", flaky), monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert read_rgb(file)[0, 0].tolist() == [1, 2, 3] and not fails
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(InputError, match="b.png: cannot be read as a picture .a folder, a pipe"):
+        read_rgb(tmp_path / "b.png")
+    with pytest.raises(FileNotFoundError):
+        checkpoints.read_torch(tmp_path / "b.png")
+
+
+def test_damaged_exif_is_one_line(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file, exif=b"Exif\0\0nothing like it")
+    with pytest.raises(InputError, match="a.png: cannot be read as a picture"):
+        read_rgb(file, upright=True)
+
+
+@pytest.mark.parametrize("there", ["val0001_labels.png", "val0000_mix.gif", "grid.png"])
+def test_sampling_overwrites_nothing_and_starts_nothing(tmp_path, there):
+    checkpoint, out = write_checkpoint(tmp_path / "ema.pt", 0), tmp_path / "out"
+    out.mkdir()
+    (out / there).write_bytes(b"mine")
+    words = ["--checkpoint", checkpoint, "--dataset", "toy", "--count", 2, "--seeds", "0,1", "--interpolate", 2,
+             "--output-dir", out]
+    with pytest.raises(InputError, match=f"{there} is there already"):
+        sample.main([str(word) for word in words])
+    assert contents(out) == {out / there: b"mine"}
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
+    def full(self, file, *_, **__):
+        Path(file).write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Image.Image, "save", full)
+    checkpoint, out = write_checkpoint(tmp_path / "ema.pt", 0), tmp_path / "out"
+    with pytest.raises(OSError, match="No space"):
+        sample.main(["--checkpoint", str(checkpoint), "--dataset", "toy", "--count", "1", "--output-dir", str(out)])
+    assert not contents(out)
+
+
+def test_force_removes_only_what_a_manifest_lists(tmp_path):
+    folder, manifest = tmp_path / "pictures", {"names": ["a"], "checkpoint": "1"}
+    (folder / "seed000").mkdir(parents=True)
+    for name in ("seed000/a.png", "seed000/mine.png", "mine.txt"):
+        (folder / name).write_text(name)
+    before = contents(folder)
+    for content in (None, "half", "[]", "{}"):
+        content and (folder / "manifest.json").write_text(content)
+        with pytest.raises(InputError, match="no manifest.json that says"):
+            evaluate.claim_pictures(folder, manifest, True)
+        assert {**contents(folder), **before} == contents(folder)
+    (folder / "manifest.json").write_text(json.dumps({"names": ["a"], "checkpoint": "0"}))
+    with pytest.raises(InputError, match="pictures of another checkpoint"):
+        evaluate.claim_pictures(folder, manifest, False)
+    evaluate.claim_pictures(folder, manifest, True)
+    assert {file.name for file in contents(folder)} == {"mine.png", "mine.txt", "manifest.json"}
+
+
+def test_scores_of_another_folder_are_kept(tmp_path):
+    args, file = argparse.Namespace(output_dir=tmp_path, fake=tmp_path / "a", force=False), tmp_path / "eval.json"
+    evaluate.require_own_scores(args)
+    for content, says in ((json.dumps({"fake": "b"}), "has the scores of b"), ("half", "not readable as scores")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=says):
+            evaluate.require_own_scores(args)
+    file.write_text(json.dumps({"fake": str(args.fake)}))
+    evaluate.require_own_scores(args)
+
+
+@pytest.mark.parametrize("damage", [b"half", "nan"])
+def test_damaged_statistics_are_measured_again_and_said(tmp_path, capsys, damage):
+    pictures = np.random.default_rng(0).integers(256, size=(4, 32, 32, 3), dtype=np.uint8)
+    measure = functools.partial(fid.reference_statistics, TinyFeatures(), "key", pictures.__getitem__, 4, ALONE, 2,
+                                tmp_path)
+    mean, _ = measure()
+    file, = tmp_path.glob("reference_*.npz")
+    if damage == "nan":
+        np.savez(file, key="key", mean=np.full(16, np.nan), covariance=np.eye(16))
+    else:
+        file.write_bytes(damage)
+    assert torch.equal(measure()[0], mean) and f"{file}: damaged, measured again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, line", [("sky\ntree\nsky\n", 3), ("unlabelled\ntree\nUnlabeled\n", 3),
+                                        ("s\0k\0y\0\n", 1)])
+def test_class_names_are_different(tmp_path, text, line):
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    with pytest.raises(InputError, match=f"classes.txt, line {line}: .* expected different names"):
+        open_dataset("folder", tmp_path, "train", (32, 32))
+
+
+def test_compare_scores_each_setting_by_itself(tmp_path, monkeypatch):
+    made = []
+
+    def call_here(words, log):
+        made.append(words)
+        folder = Path(words[words.index("--output-dir") + 1])
+        folder.mkdir(exist_ok=True)
+        (folder / ("eval.json" if "--samples" in words else "ema_0000009.pt")).write_text("{}")
+    monkeypatch.setattr(compare, "call", call_here)
+    words = ["--rows", "table6-dp-sims", "--steps", "9", "--output-dir", str(tmp_path), "--samples"]
+    for more, commands in ((["2"], 2), (["2"], 2), (["3"], 3)):
+        compare.run_one(compare.parse_options(words + more), "table6-dp-sims", 0)
+        assert len(made) == commands
+    with pytest.raises(InputError, match="trained with other settings"):
+        compare.run_one(compare.parse_options([*words, "2", "--batch-size", "8"]), "table6-dp-sims", 0)
+    with pytest.raises(InputError, match="--seeds: one of them is there twice"):
+        compare.parse_options([*words, "2", "--seeds", "0,0"])
+
+
+def test_names_cannot_steer_the_terminal_and_a_closed_pipe_is_no_error(capsys):
+    def main():
+        raise InputError("bad\x1b[31m\ud800.png")
+    with pytest.raises(SystemExit):
+        run_script("data.py", main)
+    assert capsys.readouterr().err == "data.py: bad\\x1b[31m\\ud800.png\n"
+    code = "from support.errors import run_script; run_script('data.py', lambda: [print(i) for i in range(10 ** 5)])"
+    process = start("-c", code)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
 
 
 if __name__ == "__main__":
