@@ -24,7 +24,6 @@ scores are, too.
 import hashlib
 import json
 import re
-import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +36,7 @@ from PIL import Image
 from data import DATASETS, open_dataset
 from metrics import Scored, diversity, fid, latency, segmentation
 from readers.files import listed
-from readers.images import IMAGE_ENDINGS, read_rgb
+from readers.images import IMAGE_ENDINGS, PICTURES, read_rgb
 from sample import GENERATORS, MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise, open_fitting
 from support.checkpoints import sha256_of, write_json
 from support.errors import InputError, run_script
@@ -179,7 +178,7 @@ def open_pictures(folder, flag, resize=None):
                          f"more, a covariance needs them")
     for file in files.values():
         try:
-            with Image.open(file) as image:  # the header alone
+            with Image.open(file, formats=PICTURES) as image:  # the header alone
                 sizes.setdefault((image.height, image.width), file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
@@ -218,7 +217,7 @@ def load_networks(args, G, dataset, ranks):
                                                    args.segmenter_seed, ranks, args.cache_dir)
     elif "miou" in args.metrics:
         segmenter = segmentation.load_segmenter(kind, dataset, ranks, args.batch_size, args.segmenter_size,
-                                                args.segmenter_labels)
+                                                args.segmenter_labels, args.trust_segmenter)
     return inception, lpips, latencies, segmenter
 
 
@@ -230,32 +229,47 @@ def claim_folders(args, dataset, ranks):
     Raises InputError where pictures with another manifest are there already, unless --force throws them away.
     """
     folder, manifest = args.output_dir / "pictures", args.checkpoint and {
-        "checkpoint": sha256_of(args.checkpoint), "dataset": hashlib.sha256(dataset.fingerprint().encode()).hexdigest(),
+        "names": list(dataset.names), "checkpoint": sha256_of(args.checkpoint), "dataset": hashlib.sha256(dataset.fingerprint().encode()).hexdigest(),
         "split": args.split, "image_size": list(dataset.image_size), "amp": args.amp,
         "noise": f"z of map i and seed s: torch.randn from a CPU generator seeded with s * {SEED_STRIDE} + i"}
     if ranks.rank == 0:
         for needed in (args.output_dir, args.cache_dir):
             needed.mkdir(parents=True, exist_ok=True)
+        require_own_scores(args)
         if manifest:
             claim_pictures(folder, manifest, args.force)
     ranks.wait()
     return manifest
 
 
+def require_own_scores(args):
+    """Raises InputError where eval.json has the scores of another folder, and --force is not given."""
+    file = args.output_dir / "eval.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["fake"] if file.is_file() else ""
+    except (ValueError, TypeError, LookupError):
+        raise InputError(f"{file}: not readable as scores; move it away, or choose another --output-dir") from None
+    if found and not args.force and (not args.fake or Path(found).resolve() != args.fake.resolve()):
+        raise InputError(f"{file}: has the scores of {found}; choose another --output-dir, or --force to overwrite")
+
+
 def claim_pictures(folder, manifest, force):
-    """Make `folder` the home of the pictures that `manifest` describes. Raises InputError where others live there."""
-    if force:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Make `folder` the home of the pictures that `manifest` describes. force: remove those that an older manifest
+    lists, and no other file. Raises InputError where others live there."""
     if folder.is_dir() and any(folder.iterdir()):
         try:
             found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            old = {f"{name}.png" for name in found["names"]}
+        except (OSError, ValueError, TypeError, LookupError):
             raise InputError(f"{folder}: holds files, but no manifest.json that says which checkpoint they are of; "
-                             f"choose another --output-dir, or --force to throw them away") from None
+                             f"choose another --output-dir, or move them away") from None
         differ = [key for key in manifest if found.get(key) != manifest[key]]
-        if differ:
+        if differ and not force:
             raise InputError(f"{folder}: holds pictures of another {', '.join(differ)}; choose another --output-dir, "
                              f"or --force to throw them away")
+        for file in [*folder.glob("*.png"), *folder.glob("*/*.png")] if force else ():
+            if file.name in old:
+                file.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(manifest, folder / "manifest.json")
 
@@ -309,7 +323,8 @@ def write_scores(args, scores, scored, page, manifest, ranks):
     write_json({"checkpoint": str(args.checkpoint or ""), "fake": str(args.fake or ""), "real": str(args.real or ""),
                 "dataset": args.dataset, "split": args.split, "image_size": [H, W], "maps": scored.count,
                 "torch": torch.__version__, "torchvision": torchvision.__version__, "device": str(ranks.device),
-                "manifest": manifest, "scores": scores}, out / "eval.json")
+                "manifest": manifest and {**manifest, "names": len(manifest["names"])}, "scores": scores},
+               out / "eval.json")
     ranks.say(f"{args.checkpoint or args.fake}: {scored.count} pictures of {H}x{W} (height x width)")
     ranks.say("\n".join([as_table(scores), *(f"  {score['protocol']}" for score in scores.values())]))
     rows = []

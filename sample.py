@@ -31,10 +31,11 @@ from data import DATASETS, MEANINGS, nearest, offset_maps, open_dataset
 from generator import Generator, z_of_seed
 from readers.files import require_size
 from readers.images import Meaning, classes_of_values, read_instances, read_labels
+from support.checkpoints import AVERAGE, read_checkpoint, write_atomically
 from support.errors import InputError, run_script
 from support.export import export
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, seeds, size
-from support.pages import colour_labels, to_pixels
+from support.pages import colour_labels, save_picture, to_pixels
 from support.ranks import setup_ranks
 
 GENERATORS = {"dp-sims": Generator}
@@ -52,14 +53,14 @@ def load_generator(path, device="cpu", generators=GENERATORS):
     if not Path(path).is_file():
         raise InputError(f"{path}: not there; give one of the ema_*.pt of a run folder")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path, AVERAGE)
         architecture = checkpoint.get("architecture", "dp-sims")
         if architecture in generators:
             G = generators[architecture](**checkpoint["generator"])
             G.load_state_dict(checkpoint["ema"])
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise InputError(f"{path}: not an EMA file of train.py ({type(error).__name__}); give one of the "
-                         f"ema_*.pt of a run folder") from None
+    except Exception as error:  # options and weights that do not fit raise many kinds
+        raise InputError(f"{path}: not an EMA file of train.py ({' '.join(str(error).split())[:160]}); give one "
+                         f"of the ema_*.pt of a run folder") from None
     if architecture not in generators:
         raise InputError(f"{path}: a generator of {architecture}, a baseline; use the command of the same name in "
                          f"baselines/, such as python -m baselines.sample")
@@ -142,6 +143,13 @@ def read_maps(args, checkpoint, image_size):
             instances = meaning.ids(instances, labels, instance_file)
             offsets = torch.from_numpy(offset_maps(instances[window]))               # (2, H, W)
         yield file.stem, torch.from_numpy(labels[window]), offsets
+
+
+def names_of(args, checkpoint, image_size):
+    """The names that read_maps will give, before any map is read. Raises InputError."""
+    if args.dataset:
+        return open_fitting(checkpoint, args.dataset, args.data_path, args.split, image_size).names[:args.count or None]
+    return [file.stem for file in files_of(args.labels)[:args.count or None]]
 
 
 def files_of(path):
@@ -243,7 +251,7 @@ def write_grid(rows, folder):
     """rows [(H, n W, 3) uint8, ...] -> grid.png, small pictures enlarged."""
     zoom = max(1, round(128 / len(rows[0])))
     grid = Image.fromarray(np.concatenate(rows))
-    grid.resize((grid.width * zoom, grid.height * zoom), Image.NEAREST).save(folder / "grid.png")
+    save_picture(grid.resize((grid.width * zoom, grid.height * zoom), Image.NEAREST), folder / "grid.png")
     print(f"pictures: {folder}\ngrid:     {folder / 'grid.png'}")
 
 
@@ -276,9 +284,11 @@ def main(argv, generators=GENERATORS):
     wanted = [find_region(name, checkpoint) for name, _ in args.region_seeds]
     z_of_regions = [z_of_seed(seed, G.z_dim) for _, seed in args.region_seeds]
     palette, grid = np.array(checkpoint["palette"], np.uint8), []
+    titles = ["labels.png", *(f"{title}.png" for title in z), *["mix.gif"] * bool(args.interpolate)]
+    refuse_to_overwrite([args.output_dir / "grid.png", *(args.output_dir / f"{name}_{title}" for name in names_of(
+        args, checkpoint, image_size) for title in titles)], args.force)
     for name, label_map, offsets in tqdm(read_maps(args, checkpoint, image_size), desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}.png" for title in z]
-        refuse_to_overwrite(files + ([] if grid else [args.output_dir / "grid.png"]), args.force)
         pictures, regions = [], region_map(label_map, offsets, wanted) if wanted else None
         for i, (region, seed) in enumerate(args.region_seeds, 1):
             if not (regions == i).any():
@@ -291,10 +301,11 @@ def main(argv, generators=GENERATORS):
             pictures += list(generate(G, maps, ways, some, device, args.amp == "bf16", where))
         coloured = colour_labels(label_map, palette)                                 # (H, W, 3)
         for file, picture in zip([args.output_dir / f"{name}_labels.png", *files], [coloured, *pictures]):
-            Image.fromarray(picture).save(file)
+            save_picture(picture, file)
         if args.interpolate:
             first, *others = (Image.fromarray(p) for p in pictures + pictures[-2:0:-1])  # there and back
-            first.save(args.output_dir / f"{name}_mix.gif", save_all=True, append_images=others, duration=80, loop=0)
+            write_atomically(args.output_dir / f"{name}_mix.gif", lambda file: first.save(
+                file, format="GIF", save_all=True, append_images=others, duration=80, loop=0))
         if len(grid) < GRID_ROWS:
             grid.append(np.concatenate([coloured, *pictures], axis=1))               # (H, n W, 3)
     write_grid(grid, args.output_dir)

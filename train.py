@@ -129,19 +129,16 @@ def loop(args, system, run, done, ranks):
     """Steps done + 1 ... args.steps, on every rank. system: the functions of DP_SIMS below, or those of a baseline."""
     G, D, P, ema, device, dataset, C = run.G, run.D, run.P, run.ema, ranks.device, run.dataset, len(run.dataset.classes)
     G_parameters, D_parameters = trained_parameters(G, P), trained_parameters(D)  # without backbone and VGG
-    nets = {"G": G, "D": D, "P": P}
-    _, micro, accumulation = split_batch(args, ranks)
+    nets, (_, micro, accumulation) = {"G": G, "D": D, "P": P}, split_batch(args, ranks)
     loader = training_batches(dataset, run.probabilities, done, args.steps, args, ranks)
     history, for_statistics, busy_since, stopping = [], [], time.time(), StopOnSignals(ranks.world)
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in range(done + 1, args.steps + 1):
         due = runs.what_is_due(step, args)
         try:
-            batch = next(loader)
+            batch = runs.next_batch(loader, stopping)
         except InputError:  # a file that cannot be read: keep what was learnt
-            if step > done + 1:
-                logs.check_finite(history, step - 1, nets, run.folder / "latest.pt")
-                runs.save(run, step - 1, args, ranks)
+            runs.save_learnt(run, step - 1, done, history, nets, args, ranks)
             raise
         rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         batch.update(share(system.draw_noise(args.batch_size, G.z_dim, C, rng), ranks))
@@ -203,28 +200,33 @@ def loop(args, system, run, done, ranks):
             logs.write_metrics(history, step, {"lr": lr}, busy_since, args, run.folder, progress, ranks)
             history, busy_since = [], time.time()
         paused = time.time()
-        if due & {"picture", "score", "average"}:
-            if not for_statistics:  # 16 training batches, read once and kept
-                first_batches = training_batches(dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
-                for_statistics = list(with_noise(first_batches, G.z_dim, micro, args, ranks))
-            refresh_ema(ema, G, for_statistics)  # the average is about to be used: its batch-norm statistics
-        if "picture" in due:
-            runs.draw_strip(run, [z_of_seed(i, G.z_dim) for i in range(2 * STRIP_ROWS)], step, ranks)
-        scores = {}
-        if "score" in due:
-            scores = score_generator(lambda samples, maps: generate(
-                ema, *conditions(samples), noise(maps, 0, G.z_dim), device), run.validation, run.scoring, ranks)
-            runs.keep_best(run, step, scores, args, ranks)
-        if "average" in due:
-            runs.save_average(run, f"ema_{step:07d}.pt", step, scores, args, ranks)
-        if "save" in due:  # last, because latest.pt is what says that a step was reached
+        if "save" in due:  # first: no picture that cannot be read, and no kill while scoring, costs a step
             runs.save(run, step, args, ranks)
+        look(run, step, due, for_statistics, args, ranks)
         busy_since += time.time() - paused  # pictures and checkpoints are not training time
         if stop:
             break
     progress.close()
     if stop:
         ranks.say(f"stopped at step {step} and saved; run the same command again to go on")
+
+
+def look(run, step, due, for_statistics, args, ranks):
+    """Picture, score and kept average, where they are due. for_statistics: a list for what is read once and kept."""
+    G, ema, micro, scores = run.G, run.ema, split_batch(args, ranks)[1], {}
+    if due & {"picture", "score", "average"}:  # the average is about to be used: its batch-norm statistics are measured
+        if not for_statistics:
+            batches = training_batches(run.dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
+            for_statistics += with_noise(batches, G.z_dim, micro, args, ranks)
+        refresh_ema(ema, G, for_statistics)
+    if "score" in due:
+        scores = score_generator(lambda samples, maps: generate(
+            ema, *conditions(samples), noise(maps, 0, G.z_dim), ranks.device), run.validation, run.scoring, ranks)
+        runs.keep_best(run, step, scores, args, ranks)
+    if "average" in due:
+        runs.save_average(run, f"ema_{step:07d}.pt", step, scores, args, ranks)
+    if "picture" in due:
+        runs.draw_strip(run, [z_of_seed(i, G.z_dim) for i in range(2 * STRIP_ROWS)], step, ranks)
 
 
 # --------------------------------------------------------------------------------------- before the loop
@@ -256,6 +258,7 @@ def train(args, system):
     logs.banner(system.title, logs.describe(G, D, P, args), args, ranks, folder, done, len(dataset))
     if args.compile:
         compile_networks(G, D, P)
+    look(run, done, runs.missed(run, done, args, ranks), [], args, ranks)
     if done >= args.steps:
         ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
     else:
@@ -267,15 +270,14 @@ def open_run(args, ranks):
     """-> (training set, validation set, run folder, p of each training picture (N,)). Raises InputError."""
     dataset, validation = (open_dataset(args.dataset, args.data_path, split, args.image_size, args.seed,
                                         args.offsets == "on") for split in ("train", "val"))
-    folder = runs.open_folder(args.output_dir)
+    folder = runs.open_folder(args.output_dir, ranks)
     probabilities = training_probabilities(dataset, args.sampling, folder / "class_presence.npz", ranks)
     return dataset, validation, folder, probabilities
 
 
 def draw_noise(batch_size, z_dim, num_classes, rng):
     """The noise of the whole global batch, on every rank alike: z_1, z_2 (batch_size, d_z)."""
-    z_1, z_2 = torch.randn(2, batch_size, z_dim, generator=rng)
-    return {"z_1": z_1, "z_2": z_2}
+    return dict(zip(("z_1", "z_2"), torch.randn(2, batch_size, z_dim, generator=rng)))
 
 
 def weigh(label_counts, unknown, args):

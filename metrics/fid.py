@@ -10,6 +10,7 @@
     shapes: B batch, H x W picture, D features (2048; Lite0 1280); pictures are (H, W, 3) uint8 arrays
 """
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -216,10 +217,14 @@ def reference_statistics(features, key, read, count, ranks, batch_size, cache):
     if file.is_file():  # rank 0 writes it below, after every rank has looked
         try:
             with np.load(file) as saved:
-                if str(saved["key"]) == key:
-                    return torch.from_numpy(saved["mean"]), torch.from_numpy(saved["covariance"])
-        except Exception:  # numpy raises many kinds for a damaged file: measure again
+                mean, covariance = (torch.from_numpy(saved[name]) for name in ("mean", "covariance"))
+                if str(saved["key"]) == key and mean.isfinite().all() and covariance.isfinite().all() and (
+                        (features.width,), 2 * (features.width,)) == (mean.shape, covariance.shape):
+                    return mean, covariance
+        except Exception:  # numpy raises many kinds for a damaged file
             pass
+        if ranks.rank == 0:
+            print(f"{file}: damaged, measured again", file=sys.stderr)
     shares = batches(count, batch_size, ranks)
     pictures = (items for _, items in read_ahead(read, shares, "features of real pictures", ranks.rank == 0))
     with scoring_precision():

@@ -20,7 +20,7 @@ from torchvision.models.segmentation import LRASPP
 from tqdm import tqdm
 
 from metrics import to_tensor
-from support.checkpoints import save_checkpoint, sha256_of
+from support.checkpoints import is_whole, read_torch, save_checkpoint, sha256_of
 from support.errors import InputError
 from support.options import AT_LEAST_0, number, size
 from support.ranks import Ranks, batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
@@ -265,6 +265,8 @@ def add_options(group):
     group.add_argument("--segmenter-size", type=size, help="height x width of the pictures that a FILE gets")
     group.add_argument("--segmenter-labels", metavar="FILE", help="label value of each of the segmenter's classes, "
                        "-1 = none: a JSON list, or lines; default: in order, where the numbers agree")
+    group.add_argument("--trust-segmenter", action="store_true", help="for a FILE of torch.export, which can run any "
+                       "code when it is opened")
     group.add_argument("--segmenter-steps", type=number(2), help=f"of training; default: {LITE_STEPS} for lite0, "
                        f"{STEPS} for small")
     group.add_argument("--segmenter-seed", type=AT_LEAST_0, default=0, help="of training; another one shows how far "
@@ -287,13 +289,13 @@ def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
     file = Path(cache) / f"segmenter_{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
 
     def build():
-        if ranks.rank == 0 and not file.is_file():
+        if ranks.rank == 0 and not is_whole(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             net = on_all_cores(lambda: train_segmenter(training, kind, steps, SAMPLES, seed, ranks.device, True))
             save_checkpoint(net.state_dict(), file)
         with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
             net = LiteSegmenter(K, (H, W), "random") if kind == "lite0" else SmallSegmenter(K, (H, W))
-        net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        net.load_state_dict(read_torch(file))
         return Segmenter(net.eval()).to(ranks.device).requires_grad_(False)
     net = "a feature pyramid on EfficientNet-Lite0 (ImageNet)" if kind == "lite0" else (
         "torchvision's LRASPP on a small RegNet")
@@ -305,11 +307,12 @@ def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
         raise InputError(f"--segmenter {kind}: {error}") from None
 
 
-def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=None):
+def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=None, trusted=False):
     """--segmenter hf:NAME or a FILE of TorchScript or torch.export -> (network: pictures (B, 3, H, W) uint8 -> its own
     classes (B, H, W), (S,) int64: the place 0..K-1 of each of these or K, protocol: a text).
 
-    resize: the (h, w) of pictures that a FILE wants. labels: --segmenter-labels. Raises InputError.
+    resize: the (h, w) of pictures that a FILE wants. labels: --segmenter-labels. trusted: --trust-segmenter. Raises
+    InputError.
     """
     H, W = dataset.image_size
     at = f"{H}x{W}"
@@ -317,7 +320,7 @@ def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=No
         net = rank_0_first(lambda: HuggingFaceSegmenter(segmenter[3:]), ranks).to(ranks.device)
         S, where = net.classes, f"{segmenter}, resized by its own processor to {getattr(net.processor, 'size', '?')}"
     else:
-        net, where = Segmenter(load_program(segmenter), resize), f"{segmenter}, sha256 {sha256_of(segmenter)[:12]}"
+        net, where = Segmenter(load_program(segmenter, trusted), resize), f"{segmenter}, sha256 {sha256_of(segmenter)[:12]}"
         S = count_classes(net.to(ranks.device), segmenter, (H, W), batch_size, ranks.device)
         at += f" resized to {resize[0]}x{resize[1]}" if resize else ""
     net.requires_grad_(False)  # exported programs have no eval(): they are exported in it
@@ -329,8 +332,11 @@ def protocol(where, at, how):
     return f"segmenter: {where}; pictures of {at}, one scale, labels nearest at the same size; {how}; {IGNORED}"
 
 
-def load_program(file):
-    """A TorchScript or torch.export file as a module. Raises InputError."""
+def load_program(file, trusted=False):
+    """A TorchScript or, where it is trusted, a torch.export file as a module. Raises InputError.
+
+    TRAP: torch.export.load runs the pickles and Python expressions in its file; TorchScript has an interpreter of its
+    own, which knows no Python."""
     if not Path(file).is_file():
         raise InputError(f"--segmenter {file}: no such file; expected lite0, small, hf:NAME, or a FILE of TorchScript "
                          "or torch.export")
@@ -340,6 +346,9 @@ def load_program(file):
             return load()
         except Exception as error:  # torch raises many kinds for a foreign file
             reasons.append(first_line(error)[:80])
+        if not trusted:
+            raise InputError(f"--segmenter {file}: not a TorchScript file ({reasons[0]}). One of torch.export can run "
+                             f"any code when it is opened: where you trust whoever made it, give --trust-segmenter")
     raise InputError(f"--segmenter {file}: neither a TorchScript file ({reasons[0]}) nor one of torch.export "
                      f"({reasons[1]}); save it with torch.jit.save or torch.export.save")
 

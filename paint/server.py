@@ -31,7 +31,7 @@ from data import MEANINGS, nearest, offset_maps
 from generator import z_of_seed
 from paint.scenes import draw_scenes
 from readers import coco_stuff
-from readers.images import Meaning, classes_of_values, read_labels
+from readers.images import MAPS, Meaning, classes_of_values, read_labels
 from readers.toy import FORMS
 from sample import mix
 from support.errors import InputError
@@ -177,7 +177,7 @@ class Model:
     def read(self, body):
         file = Dropped(body)
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=MAPS) as image:
                 if max(image.size) > MOST_SIDE:
                     raise InputError(f"{file} has {image.size[0]} x {image.size[1]} pixels, at most {MOST_SIDE} a side")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

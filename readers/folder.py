@@ -26,7 +26,12 @@ def open_folder(path, split):
     if not all(classes) or len(classes) > 256:
         raise InputError(f"{path / 'classes.txt'}: expected 1 to 256 lines with a class name each, found "
                          f"{len(classes)} lines, {classes.count('')} of them empty")
-    unknown = next((c for c, name in enumerate(classes) if name.lower() in ("unlabelled", "unlabeled")), None)
+    names = ["unlabelled" if name.lower() in ("unlabelled", "unlabeled") else name for name in classes]
+    twice = next((c for c, name in enumerate(names) if name in names[:c] or "\0" in name), None)  # \0: UTF-16
+    if twice is not None:
+        raise InputError(f"{path / 'classes.txt'}, line {twice + 1}: {classes[twice]!r} is there twice, or no UTF-8; "
+                         f"expected different names, at most one of them \"unlabelled\"")
+    unknown = names.index("unlabelled") if "unlabelled" in names else None
     colours = read_palette(path / "palette.txt", classes) if (path / "palette.txt").is_file() else None
     kinds = {"images": IMAGE_ENDINGS, "labels": (".png",), "instances": (".png",)}
     files = {path / kind / split: listed(path / kind / split, endings) for kind, endings in kinds.items()

@@ -3,14 +3,20 @@
 TRAP: labels must arrive as they were written. So nothing here resizes or interpolates, and a file whose values are no
 classes is refused with an InputError that names the file and the values.
 """
+import errno
+import os
+import time
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from support.errors import InputError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PICTURES, MAPS = ("PNG", "JPEG", "WEBP", "BMP"), ("PNG", "BMP")  # by content; PIL would hand PostScript to Ghostscript
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)  # of network disks, tried again
 
 
 def as_they_are(instances, labels, file):
@@ -43,14 +49,23 @@ def classes_of_values(num_classes, last_is_255):
     return class_of
 
 
-def open_picture(file):
-    """A PIL image, read to its end. Raises InputError."""
+def open_picture(file, formats=PICTURES, upright=False, tries=3):
+    """A PIL image, read to its end. upright: see read_rgb. Raises InputError."""
     try:
-        with Image.open(file) as image:
+        if isinstance(file, (str, Path)) and os.path.lexists(file) and not Path(file).is_file():  # as a pipe that waits
+            raise ValueError("a folder, a pipe, a device, or a link to nowhere")
+        with Image.open(file, formats=formats) as image:
             image.info["scaled"] = bool(image.tile) and image.tile[0][3] in ("L;2", "L;4")  # a grey PNG of 2 or 4 bits
             image.load()  # a truncated file fails here, not later
-            return image
+            return ImageOps.exif_transpose(image) if upright else image
+    except UnidentifiedImageError:
+        lossy = "; JPEG and WebP change the values of a label or instance map" if formats == MAPS else ""
+        raise InputError(f"{file}: cannot be read as a picture: it is none of {', '.join(formats)}{lossy}; replace or "
+                         f"remove it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if tries > 1 and isinstance(error, OSError) and error.errno in PASSING:
+            time.sleep(0.5)
+            return open_picture(file, formats, upright, tries - 1)
         raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
 
 
@@ -60,10 +75,10 @@ def read_rgb(file, upright=False):
     upright: turn it as its camera's rotation flag says. TRAP: the benchmarks' label maps follow the stored pixels;
     people who draw their own follow what a viewer shows them.
     """
-    image = open_picture(file)
+    image = open_picture(file, upright=upright)
     if image.mode[0] in "IF":
         raise InputError(f"{file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
-    return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def read_labels(file, class_of, colours=None):
@@ -72,7 +87,7 @@ def read_labels(file, class_of, colours=None):
     class_of: see classes_of_values. Palette PNGs count by their indices.
     colours: (C, 3) uint8, where the file may be RGB instead; palette PNGs then count by their colours.
     """
-    image = open_picture(file)
+    image = open_picture(file, MAPS)
     if image.info["scaled"]:
         raise InputError(f"{file}: a greyscale PNG of 2 or 4 bits, whose values are spread to 0..255 in reading; save "
                          f"it with 8 bits")
@@ -110,7 +125,7 @@ def classes_of_colours(image, colours, file):
 
 def read_instances(file):
     """An instance map (h, w) with its values as they are, 8 or 16 bits. Raises InputError."""
-    image = open_picture(file)
+    image = open_picture(file, MAPS)
     if len(image.getbands()) > 1 or image.mode == "F":
         raise InputError(f"{file}: an instance map must have one channel with ids, this one is {image.mode}; "
                          f"save it as an 8-bit or 16-bit greyscale PNG")

@@ -1,7 +1,13 @@
-"""Files that are whole or not there: checkpoints, JSON, and logs, of which a killed run leaves too many lines."""
+"""Files that are whole or not there: checkpoints, JSON, and logs, of which a killed run leaves too many lines.
+
+A checkpoint is checked once, here, when it is opened: its checksums, its entries and their types, every number in it.
+Nothing that comes later has to ask again.
+"""
 import hashlib
 import json
 import os
+import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -9,18 +15,34 @@ import torch
 from support.errors import InputError
 
 
+# What a checkpoint has: types, [of each item], [of one item, of the next, ...], {of each name: of each value}.
+STATE = {str: torch.Tensor}
+LATEST = {"step": int, "identity": dict, "options": dict, "G": STATE, "D": STATE, "P": STATE, "ema": STATE,
+          "optimiser_G": dict, "optimiser_D": dict}
+AVERAGE = {"step": int, "generator": dict, "ema": STATE, "dataset": str, "image_size": [int, int], "classes": [str],
+           "palette": [[int, int, int]]}
+
+
 def sha256_of(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def write_atomically(path, write):
-    """write(binary file) beside `path`, then swap. A kill or a full disk at any moment leaves the old file whole."""
+def write_atomically(path, write, previous=None):
+    """write(binary file) beside `path`, then swap. A kill or a full disk at any moment leaves the old file whole.
+
+    previous: where the old file is kept."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.is_file():
+            previous.unlink(missing_ok=True)
+            try:
+                os.link(path, previous)
+            except OSError:  # a disk without links
+                os.replace(path, previous)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
@@ -28,30 +50,104 @@ def write_atomically(path, write):
                          f"make room or choose another --output-dir, and run the same command again") from None
 
 
-def save_checkpoint(state, path):
-    write_atomically(path, lambda file: torch.save(state, file))
+def save_checkpoint(state, path, previous=None):
+    write_atomically(path, lambda file: torch.save(state, file), previous)
 
 
 def write_json(content, path):
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
-def load_checkpoint(path):
-    """A checkpoint's dict, plain types and tensors only. Raises InputError where it cannot be read."""
+def read_torch(file):
+    """What torch.save wrote: plain types and finite tensors alone. Raises OSError where no file is there, ValueError
+    for one that is damaged or something else."""
+    if not Path(file).is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"{file}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"step", "identity", "options"} <= state.keys():
-            raise ValueError("another kind of file")
-        return state
+        if zipfile.is_zipfile(file):  # files of before torch 1.6 are none
+            with zipfile.ZipFile(file) as archive:  # TRAP: torch does not look at the checksums
+                damaged = archive.testzip() or next((  # it takes a length or the mark of a folder from the directory
+                    part.filename for part in archive.infolist() if part.external_attr & 16
+                    or not part.compress_type and part.compress_size != part.file_size), None)
+            if damaged:
+                raise ValueError(f"{damaged} in it is damaged")
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        infinite = next((name for name, t in tensors_of(found, "") if not t.isfinite().all()), None)
+        if infinite is not None:
+            raise ValueError(f"{infinite} is not finite")
+        return found
+    except (OSError, ValueError):
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}); move it away to "
-                         f"start anew, or give another file") from None
+        raise ValueError(type(error).__name__) from None
+
+
+def is_whole(file):
+    """Whether read_torch can read a file that can be made again. A damaged one is said."""
+    try:
+        return bool(read_torch(file))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        print(f"{file}: damaged ({error}), made again", file=sys.stderr)
+
+
+def tensors_of(value, name):
+    """(name, tensor) of all tensors in dicts, lists and tuples, such as "optimiser_G.state.0.exp_avg"."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, inner in items:
+        yield from tensors_of(inner, f"{name}.{key}".removeprefix("."))
+
+
+def unlike(value, form, name=""):
+    """The name of what in `value` is not of a form such as LATEST, or None."""
+    if isinstance(form, list):
+        if not isinstance(value, list) or len(form) not in (1, len(value)):
+            return name
+        pairs = [(v, form[i % len(form)], f"{name}.{i}") for i, v in enumerate(value)]
+    elif isinstance(form, dict):
+        if not isinstance(value, dict) or str in form and not all(isinstance(key, str) for key in value):
+            return name
+        keys = value if str in form else form
+        pairs = [(value.get(key), form.get(key, form.get(str)), f"{name}.{key}".removeprefix(".")) for key in keys]
+    else:
+        return None if isinstance(value, form) else name
+    return next((found for found in (unlike(*pair) for pair in pairs) if found is not None), None)
+
+
+def read_checkpoint(path, form):
+    """The dict of a checkpoint of a form. Raises OSError and ValueError as read_torch, also for another form."""
+    state = read_torch(path)
+    wrong = unlike(state, form)
+    if wrong is not None:
+        raise ValueError(f"{wrong or 'all of it'} is not what it should be")
+    return state
+
+
+def load_checkpoint(path):
+    """latest.pt as a dict. Raises InputError where it is damaged, or a file of another kind."""
+    try:
+        return read_checkpoint(path, LATEST)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a checkpoint ({error}); move it away to start anew, or give "
+                         f"another file") from None
 
 
 def read_lines(path):
-    """The dicts of a .jsonl file, up to a half-written one."""
-    whole = path.read_text().splitlines(keepends=True) if path.is_file() else ()
-    return [json.loads(line) for line in whole if line.endswith("\n")]
+    """The dicts of a .jsonl file, up to a half-written one. A damaged line is left out, and said."""
+    whole, found = path.read_bytes().splitlines(keepends=True) if path.is_file() else (), []
+    for number, line in enumerate(whole, 1):
+        try:
+            content = json.loads(line)
+            if unlike(content, {"step": int}) is not None:
+                raise ValueError
+            found.append(content)
+        except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+            if line.endswith(b"\n"):
+                print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
+    return found
 
 
 def append_line(path, line):

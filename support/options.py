@@ -97,7 +97,8 @@ def add_training_options(parser):
     output.add_argument("--output-dir", help="run folder; a run found there is resumed")
     output.add_argument("--log-every", type=COUNT, help="steps")
     output.add_argument("--picture-every", type=AT_LEAST_0, help="steps; 0 = only at the end")
-    output.add_argument("--save-every", type=AT_LEAST_0, help="steps between writes of latest.pt; 0 = only at the end")
+    output.add_argument("--save-every", type=AT_LEAST_0, help="steps between writes of latest.pt, which "
+                        "also comes before each picture and score; 0 = only then, and at the end")
     output.add_argument("--ema-every", type=AT_LEAST_0, help="steps between kept ema_*.pt; 0 = only at the end")
     return group
 

@@ -248,3 +248,14 @@ class StopOnSignals:
         flag = torch.tensor([len(self.seen)])
         self.agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control, async_op=True)
         return stop
+
+    def agree(self, problem):
+        """The first of all ranks' problems, texts or None; asked once a step. All ranks wait for each other."""
+        if self.control is None:
+            return problem
+        flag = torch.tensor([problem is not None]).int()
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control)
+        texts = [problem] * dist.get_world_size()
+        if flag.item():
+            dist.all_gather_object(texts, problem, group=self.control)
+        return next((text for text in texts if text), None)

@@ -1,4 +1,7 @@
 """A run folder: what is due after a step, what is kept there, and how a run goes on from it."""
+import functools
+import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -6,10 +9,20 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from support.checkpoints import append_line, keep_steps_up_to, load_checkpoint, read_lines, save_checkpoint, write_json
+try:
+    import fcntl
+except ImportError:  # on Windows two runs in one folder are not noticed
+    fcntl = None
+
+from support.checkpoints import (append_line, keep_steps_up_to, load_checkpoint, read_lines, save_checkpoint, unlike,
+                                 write_json)
 from support.errors import InputError
+from support.logs import check_finite
 from support.pages import draw_columns, strip_columns
 from support.ranks import leave_ranks
+
+
+LOCKS = {}  # {run folder: its lock file, open as long as this process lives}
 
 
 class Run(NamedTuple):
@@ -30,12 +43,20 @@ class Run(NamedTuple):
     scoring: tuple                  # --evaluate-every: features, name of the distance, statistics of the real pictures
 
 
-def open_folder(path):
-    """The run folder, made where it is not there. Raises InputError where nothing can be written."""
+def open_folder(path, ranks):
+    """The run folder, made where it is not there, locked by rank 0 until its process ends, however it ends.
+
+    Raises InputError where nothing can be written, or another run writes."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         open(folder / "metrics.jsonl", "a").close()
+        if fcntl and ranks.rank == 0 and folder not in LOCKS:  # lockf: loader processes do not inherit it, as of flock
+            lock = open(folder / "lock", "a")
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            LOCKS[folder] = lock
+    except BlockingIOError:
+        raise InputError(f"--output-dir {folder}: another run writes there; wait for it, or choose another") from None
     except OSError as error:
         raise InputError(f"--output-dir {folder}: cannot be written ({error.strerror}); choose another") from None
     return folder
@@ -45,7 +66,32 @@ def what_is_due(step, args):
     """The names of what comes after a step; everything comes after the last one, but scores that nobody asked for."""
     every = {"log": args.log_every, "picture": args.picture_every, "score": args.evaluate_every,
              "average": args.ema_every, "save": args.save_every}
-    return {name for name, n in every.items() if n and step % n == 0 or step == args.steps and (n or name != "score")}
+    due = {name for name, n in every.items() if n and step % n == 0 or step == args.steps and (n or name != "score")}
+    return due | ({"save"} if due & {"picture", "score"} else set())  # a picture that cannot be read costs no step
+
+
+def missed(run, done, args, ranks):
+    """The names of what was due at step `done`, where a run goes on, and was not kept: it was killed after the save."""
+    due = what_is_due(done, args) if done else set()
+    scored = any(line["step"] == done for line in read_lines(run.folder / "scores.jsonl"))
+    if ("average" not in due or (run.folder / f"ema_{done:07d}.pt").is_file()) and (scored or "score" not in due):
+        return set()
+    if ranks.rank == 0:
+        keep_steps_up_to(done - 1, run.folder / "scores.jsonl")
+    return due & {"average", "score"}
+
+
+def next_batch(loader, stopping):
+    """The next batch of a rank's loader. Raises InputError on all ranks where one of them has none: all can save."""
+    problem = batch = None
+    try:
+        batch = next(loader)
+    except (InputError, OSError, RuntimeError) as error:  # RuntimeError: a loader process was killed
+        problem = str(error).strip().splitlines()[0]
+    problem = stopping.agree(problem)
+    if problem:
+        raise InputError(problem)
+    return batch
 
 
 # ----------------------------------------------------------------------------------------------- kept
@@ -55,13 +101,29 @@ def trained(net):
     return {} if net is None else {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
 
 
+@functools.lru_cache(4)
+def files_of(dataset):
+    """The sha256 of the dataset's list of files, their sizes and times, as they were when it was first asked for."""
+    return hashlib.sha256(dataset.fingerprint().encode(errors="surrogateescape")).hexdigest()
+
+
 def save(run, step, args, ranks):
-    """latest.pt: everything, to go on from."""
+    """latest.pt: everything, to go on from. The one before stays as latest_previous.pt."""
     if ranks.rank == 0:
-        save_checkpoint({"step": step, "identity": run.identity, "options": vars(args), "G": run.G.state_dict(),
-                         "D": trained(run.D), "P": trained(run.P), "ema": run.ema.state_dict(),
-                         "optimiser_G": run.optimiser_G.state_dict(), "optimiser_D": run.optimiser_D.state_dict()},
-                        run.folder / "latest.pt")
+        G = run.G.state_dict()  # with its buffers: refresh_ema gives the average's own, whenever they are needed
+        average = {**G, **{name: p.detach() for name, p in run.ema.named_parameters()}}
+        save_checkpoint({"step": step, "identity": run.identity, "options": vars(args), "G": G,
+                         "D": trained(run.D), "P": trained(run.P), "ema": average,
+                         "optimiser_G": run.optimiser_G.state_dict(), "optimiser_D": run.optimiser_D.state_dict(),
+                         "files": files_of(run.dataset)}, run.folder / "latest.pt", run.folder / "latest_previous.pt")
+    ranks.wait()  # where one rank leaves early, torchrun ends the others
+
+
+def save_learnt(run, step, done, history, nets, args, ranks):
+    """save, before an error ends the run, where something was learnt since step `done`."""
+    if step > done:
+        check_finite(history, step, nets, run.folder / "latest.pt")
+        save(run, step, args, ranks)
 
 
 def save_average(run, name, step, scores, args, ranks):
@@ -119,17 +181,22 @@ def identity_of(args, options, dataset, D=None, P=None):
 def resume(run, args, ranks):
     """Put latest.pt, if there is one, back into networks and optimisers, and cut the logs -> the step it was saved at.
 
-    Raises InputError for a checkpoint of another model or dataset."""
-    done, latest = 0, run.folder / "latest.pt"
-    if latest.is_file():
-        state = load_checkpoint(latest)
-        check_identity(state, run.identity, latest, args, ranks)
-        for net, name in ((run.G, "G"), (run.D, "D"), (run.P, "P"), (run.ema, "ema")):
-            if net is not None:
-                missing, unexpected = net.load_state_dict(state[name], strict=False)
-                assert not unexpected and all(k.startswith("backbone.") for k in missing), (missing, unexpected)
-        run.optimiser_G.load_state_dict(state["optimiser_G"])
-        run.optimiser_D.load_state_dict(state["optimiser_D"])
+    Raises InputError for a checkpoint of another model or dataset, and where only the rest of a run is there."""
+    done, (state, path) = 0, newest(run.folder, args, ranks)
+    if state is not None:
+        try:
+            check_identity(state, run.identity, path, args, ranks)
+            for net, name in ((run.G, "G"), (run.D, "D"), (run.P, "P"), (run.ema, "ema")):
+                require_like(state[name], trained(net), name)
+                if net is not None:
+                    net.load_state_dict(state[name], strict=False)
+            for optimiser, name in ((run.optimiser_G, "optimiser_G"), (run.optimiser_D, "optimiser_D")):
+                restore_optimiser(optimiser, state[name], name)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{path}: not of these networks ({error}); choose another --output-dir, or the options "
+                             f"that it was started with") from None
+        if state.get("files", files_of(run.dataset)) != files_of(run.dataset):
+            ranks.say(f"the files of --dataset {args.dataset} (names, sizes or times) have changed since {path}")
         done = state["step"]
     if ranks.rank == 0:
         write_json(vars(args), run.folder / "options.json")
@@ -138,12 +205,59 @@ def resume(run, args, ranks):
     return done
 
 
+def newest(folder, args, ranks):
+    """-> (latest.pt as a dict, its path), or the one before where it is damaged or gone, or (None, its path) where no
+    run is there. Raises InputError."""
+    latest, previous = folder / "latest.pt", folder / "latest_previous.pt"
+    try:
+        if os.path.lexists(latest):  # a link to nowhere counts
+            return load_checkpoint(latest), latest
+        kept = [file.name for file in sorted(folder.glob("ema_*.pt"))]
+        kept += [log.name for log in (folder / "metrics.jsonl", folder / "scores.jsonl")
+                 if args.save_every and any(line["step"] > args.save_every for line in read_lines(log))]
+        if not kept and not previous.is_file():
+            return None, latest
+        raise InputError(f"{latest}: not there, but {(kept or [previous.name])[0]} of a run that had it; put it back "
+                         f"to go on, or choose another --output-dir to start anew")
+    except InputError as error:
+        if not previous.is_file():
+            raise
+        state = load_checkpoint(previous)
+        ranks.say(f"{error}. Going on from {previous}, step {state['step']}")
+    ranks.wait()  # until all have read it
+    if ranks.rank == 0 and os.path.lexists(latest):  # or the next save would put it in the place of the good one
+        os.replace(latest, folder / "latest_damaged.pt")
+    return state, previous
+
+
+def require_like(state, mine, name):
+    """Raises ValueError where a state dict has other names, shapes or types than `mine`."""
+    for key in sorted(state.keys() | mine.keys()):
+        found, expected = (None if t is None else (*t.shape, t.dtype) for t in (state.get(key), mine.get(key)))
+        if found != expected:
+            raise ValueError(f"{name}.{key} is {found}, expected {expected}")
+
+
+def restore_optimiser(optimiser, state, name):
+    """optimiser.load_state_dict(state). Raises ValueError where it is another one's."""
+    parameters = optimiser.param_groups[0]["params"]
+    form = {"state": dict, "param_groups": [{"lr": float, "betas": tuple, "eps": float, "params": [int]}]}
+    wrong = unlike(state, form, name) or next((f"{name}.state.{i}" for i, moments in state["state"].items() if unlike(
+        moments, dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.Tensor)) is not None or i not in range(
+        len(parameters)) or any(t.shape not in (parameters[i].shape, ()) for t in moments.values())), None)
+    if wrong:
+        raise ValueError(f"{wrong} is not what it should be")
+    optimiser.load_state_dict(state)
+
+
 def check_identity(state, identity, path, args, ranks):
     """Raises InputError for a checkpoint of another model or dataset, and says which options have changed."""
     for key, now in identity.items():
         then = state["identity"].get(key)
         if not (np.allclose(then, now, rtol=1e-6) if key == "frozen" else then == now):
             what, here = ("frozen weights", "others") if key == "frozen" else (f"{key} {then}", now)
+            if key == "frozen" and state["options"].get("seed") != args.seed:  # which drew them
+                what, here = f"seed {state['options'].get('seed')}", f"seed {args.seed}"
             raise InputError(f"{path} was trained with {what}, this command has {here}; choose another --output-dir, "
                              f"or the options that it was started with")
     then = state["options"]

@@ -18,11 +18,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from baselines.iidm.sample import TABLE_2
 from data import DATASETS, open_dataset
+from readers.images import read_rgb
 from support.checkpoints import read_lines, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import COUNT, new_parser, number, seeds
@@ -61,6 +61,9 @@ def parse_options(argv):
     if args.data_path:
         args.data += ["--data-path", str(Path(args.data_path).resolve())]  # the commands run in the repository's root
     args.output_dir = args.output_dir.resolve()
+    for flag, given in (("--rows", args.rows), ("--seeds", args.seeds)):
+        if len(set(given)) < len(given):
+            raise InputError(f"{flag}: one of them is there twice, and would be counted twice")
     unknown = [row for row in args.rows if row not in (*ROWS, *TABLE_2)]
     if unknown:
         raise InputError(f"--rows {unknown[0]} is unknown; choose from {', '.join((*ROWS, *TABLE_2))}")
@@ -121,30 +124,50 @@ def call(command, log):
                          f"{log}); put it right and run this command again")
 
 
+def known(file):
+    """What a JSON file holds, None where it is not there or damaged: then it is made again."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def settings_of(args, row, seed):
+    """The commands of one run without its folder: scores are those of the same commands alone."""
+    train, scoring = commands_of(args, row, seed)
+    return [[word.replace(str(args.output_dir), "") for word in command] for command in (train, *scoring)]
+
+
 def run_one(args, row, seed):
     """Train and score one run, unless that was done. Raises InputError where a command fails."""
     train, scoring = commands_of(args, row, seed)
     run, scores, _ = folders_of(args, row, seed)
+    settings = settings_of(args, row, seed)
     for folder in (run, scores.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    before = known(run / "command.json")
+    if before not in (None, settings[0]):
+        raise InputError(f"{run}: was trained with other settings ({' '.join(sorted({*before} ^ {*settings[0]}))}); "
+                         f"choose another --output-dir")
+    write_json(settings[0], run / "command.json")
     if not (run / f"ema_{args.steps:07d}.pt").is_file():
         call(train, run / "train.log")
     if not scored(args, row, seed):
         for command in scoring:
             call(command, scores.parent / "evaluate.log")
+        write_json(settings, scores.parent / "scored.json")
 
 
 def scored(args, row, seed):
     """The eval.json of a run's last step, or None where that was not scored yet."""
     run, folder, pictures = folders_of(args, row, seed)
-    file, checkpoint = folder / "eval.json", run / f"ema_{args.steps:07d}.pt"
-    if not file.is_file():
+    found, checkpoint = known(folder / "eval.json"), run / f"ema_{args.steps:07d}.pt"
+    if not isinstance(found, dict) or known(folder.parent / "scored.json") != settings_of(args, row, seed):
         return None
-    found = json.loads(file.read_text())
     if row not in TABLE_2:
-        return found if Path(found["checkpoint"]).name == checkpoint.name else None
+        return found
     # the scores are of a folder of pictures, whose manifest knows the checkpoint
-    drawn = json.loads((pictures / "manifest.json").read_text())["checkpoint"]
+    drawn = (known(pictures / "manifest.json") or {}).get("checkpoint")
     return found if "iidm" in found["scores"] and checkpoint.is_file() and drawn == sha256_of(checkpoint) else None
 
 
@@ -185,7 +208,7 @@ def draw_comparison(args, file):
             ("real", [s["image"].permute(1, 2, 0).numpy() for s in samples])]
 
     def pictures_in(folder):
-        return [np.asarray(Image.open(folder / f"{dataset.names[i]}.png")) for i in maps]
+        return [read_rgb(folder / f"{dataset.names[i]}.png") for i in maps]
     styled = [row for row in args.rows if row in TABLE_2 and "--from-noise" not in TABLE_2[row]]
     if styled:
         rows.append(("reference", pictures_in(folders_of(args, styled[0], args.seeds[0])[2] / "references")))

@@ -105,7 +105,7 @@ def test_a_finished_run_is_left_alone_and_so_is_one_of_another_kind(whole, capsy
     assert "step 6 is reached already" in out and "lr 0.001 -> 0.0005" in out
     for arguments, message in (("--backbone resnet50", "backbone resnet18, this command has resnet50"),
                                ("--conditioning none", "conditioning sigmoid-bn, this command has none"),
-                               ("--seed 7", "frozen weights")):  # another random backbone
+                               ("--seed 7", "seed 0, this command has seed 7")):  # another random backbone
         with pytest.raises(InputError, match=f"was trained with {message}"):
             run(whole, "--steps", 8, *arguments.split())
     assert (whole / "latest.pt").stat().st_mtime_ns == before

@@ -164,18 +164,20 @@ def inference_of(args):
 def write_samples(model, maps, styles, palette, args, device):
     """Every map in each style under each seed; and a grid of the first maps, each picture after its reference."""
     wanted, grid = [(title, read, seed) for title, read in styles.items() for seed in args.seeds], []
+    titles = ["labels.png", *(f"{title}seed{seed:03d}.png" for title, _, seed in wanted)]
+    refuse_to_overwrite([args.output_dir / "grid.png", *(
+        args.output_dir / f"{name}_{title}" for name, _, _ in maps for title in titles)], args.force)
     for name, label_map, _ in tqdm(maps, desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}seed{seed:03d}.png" for title, _, seed in wanted]
-        refuse_to_overwrite(files + ([] if grid else [args.output_dir / "grid.png"]), args.force)
         shown = [colour_labels(label_map, palette)]
-        Image.fromarray(shown[0]).save(args.output_dir / f"{name}_labels.png")
+        save_picture(shown[0], args.output_dir / f"{name}_labels.png")
         for first in range(0, len(wanted), args.batch_size):
             _, reads, seeds = zip(*wanted[first:first + args.batch_size])
             references = torch.stack([read(name, seed) for read, seed in zip(reads, seeds)]) if args.reference else None
             made = draw(model, label_map.expand(len(seeds), -1, -1), references, seeds, args.inference, device,
                         args.amp == "bf16", show=True)
             for i, picture in enumerate(made):
-                Image.fromarray(picture).save(files[first + i])
+                save_picture(picture, files[first + i])
                 shown += [picture] if references is None else [to_pixels(references)[i], picture]
         if len(grid) < GRID_ROWS:
             grid.append(np.concatenate(shown, axis=1))
@@ -187,11 +189,11 @@ def write_for_scores(model, maps, read, args, ranks):
     folder, seed, looks, names = args.output_dir, args.seeds[0], hashlib.sha256(), [name for name, _, _ in maps]
     for name, label_map, _ in maps:
         looks.update(label_map.numpy().tobytes() + read(name, seed).numpy().tobytes())
-    manifest = {"checkpoint": sha256_of(args.checkpoint), "ensemble": args.ensemble and sha256_of(args.ensemble),
+    manifest = {"names": names, "checkpoint": sha256_of(args.checkpoint), "ensemble": args.ensemble and sha256_of(args.ensemble),
                 "inference": args.inference._asdict(), "label maps or references": looks.hexdigest(), "amp": args.amp,
                 "noise": f"of map i: torch.randn from a CPU generator seeded with {seed} * {SEED_STRIDE} + i"}
     if ranks.rank == 0:
-        claim_pictures(folder, json.loads(json.dumps(manifest)), args.force and (folder / "manifest.json").is_file())
+        claim_pictures(folder, json.loads(json.dumps(manifest)), args.force)
         (folder / "references").mkdir(exist_ok=True)
     ranks.wait()
     # dealt before looking what is there: another rank may be writing already

@@ -63,6 +63,8 @@ def train(args):
     parts = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in model.named_children())
     logs.banner("IIDM", [("autoencoder", f"{args.autoencoder}, the first {args.autoencoder_steps} steps"),
                          ("parameters", parts)], args, ranks, folder, done, len(dataset))
+    if done > args.autoencoder_steps and "average" in runs.missed(run, done, args, ranks):
+        runs.save_average(run, f"ema_{done:07d}.pt", done, {}, args, ranks)
     if done >= args.steps:
         ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
     else:
@@ -87,11 +89,9 @@ def loop(args, run, done, ranks):
             if step == A + 1:
                 settle_autoencoder(model, ema, training_batches(
                     dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), ranks)
-            batch = next(loader)
+            batch = runs.next_batch(loader, stopping)
         except InputError:  # a file that cannot be read: keep what was learnt
-            if step > done + 1:
-                logs.check_finite(log, step - 1, nets, latest)
-                runs.save(run, step - 1, args, ranks)
+            runs.save_learnt(run, step - 1, done, log, nets, args, ranks)
             raise
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         batch.update(share({  # Algorithm 1: t ~ Uniform(1, ..., 1000), epsilon ~ N(0, I)
@@ -129,14 +129,14 @@ def loop(args, run, done, ranks):
             logs.write_metrics(log, step, {"stage": stage, "lr": lr}, busy_since, args, run.folder, progress, ranks)
             log, busy_since = [], time.time()
         paused = time.time()
+        if "save" in due:  # first: no picture that cannot be read costs a step
+            runs.save(run, step, args, ranks)
+        if "average" in due:
+            runs.save_average(run, f"ema_{step:07d}.pt", step, {}, args, ranks)
         if "picture" in due and ranks.rank == 0:
             columns = strip_columns(ema.eval(), run.validation, dataset, stage, ranks.device)
             for name in (f"strip_{step:07d}.png", "strip.png"):
                 draw_columns(columns, run.folder / name)
-        if "average" in due:
-            runs.save_average(run, f"ema_{step:07d}.pt", step, {}, args, ranks)
-        if "save" in due:  # last, because latest.pt is what says that a step was reached
-            runs.save(run, step, args, ranks)
         busy_since += time.time() - paused  # pictures and checkpoints are not training time
         if stop:
             break
@@ -220,8 +220,8 @@ def read_autoencoder(file):
         return dict(VQ_F4, codes=len(state.get("quantize.embedding.weight", ()))), state
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"--autoencoder {file}: cannot be read as weights ({type(error).__name__}); expected an "
-                         f"ema_*.pt of IIDM, or the state dict of VQ-f4, saved anew with torch.save(torch.load("
-                         f"'model.ckpt', weights_only=False)['state_dict'], FILE)") from None
+                         f"ema_*.pt of IIDM, or the state dict of VQ-f4, plain tensors alone: a .ckpt that holds "
+                         f"other objects can run code when it is opened") from None
 
 
 def parse_options(argv):

@@ -1,0 +1,523 @@
+"""What is damaged, foreign or in the way: one line, exit code 2, nothing executed, nothing overwritten, no step lost.
+
+Training here is train.train with networks of one layer, so that a run takes less than a second.
+"""
+import argparse
+import errno
+import functools
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from PIL import EpsImagePlugin, Image
+
+import evaluate
+import sample
+import train
+from baselines.iidm.train import read_autoencoder
+from conftest import ROOT, TinyFeatures, call, lines, load, start, tiny_inception
+from data import open_dataset
+from metrics import fid, segmentation
+from readers import toy
+from readers.images import classes_of_values, read_instances, read_labels, read_rgb
+from support import checkpoints, runs
+from support.errors import InputError, run_script
+from tables import compare
+from test_evaluate import write_checkpoint
+from test_metrics import ALONE
+from test_train import options, same_run, shrink
+
+
+class Evil:
+    """A pickle that makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+# ------------------------------------------------------------------------------------- a run in less than a second
+
+class TinyG(nn.Module):
+    z_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.colours, self.norm = nn.Embedding(11, 3), nn.BatchNorm2d(3)
+
+    def forward(self, label_map, z, offsets=None, regions=None):
+        return torch.tanh(self.norm(self.colours(label_map).permute(0, 3, 1, 2)) + z.mean(dim=1)[:, None, None, None])
+
+
+class TinyD(nn.Module):
+    backbone = None
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(3, 12, 1)
+
+    def forward(self, image):
+        return self.net(image)
+
+
+def build(args, *_):
+    torch.manual_seed(args.seed)
+    return TinyG(), TinyD(), None, "dp-sims", dict(num_classes=11)
+
+
+def generator_losses(G, D, P, batch, *_):
+    image = G(batch["label_map"], batch["z_1"])
+    return {"gan": D(image).mean()}, image, image, None
+
+
+def discriminator_losses(D, batch, fake, *_):
+    real_logits, fake_logits = D(batch["real"]), D(fake)
+    return {"pixels": (real_logits.mean() - fake_logits.mean() - 1).square()}, real_logits, fake_logits
+
+
+TINY = train.System("tiny", build, train.draw_noise, train.weigh, generator_losses, discriminator_losses, ("dataset",))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch), patch.setattr(fid, "load_inception", tiny_inception)
+        yield
+
+
+def run(folder, *more):
+    train.train(train.parse_options(options(folder, "--lambda-c", 0, "--lambda-d", 0, *more)), TINY)
+
+
+@pytest.fixture(scope="module")
+def four_steps(small, tmp_path_factory):
+    run(tmp_path_factory.mktemp("runs") / "run", "--steps", 4, "--save-every", 1, "--ema-every", 2)
+    return tmp_path_factory.getbasetemp() / "runs0/run"
+
+
+@pytest.fixture
+def kept(four_steps, tmp_path):
+    """Four steps, saved after each."""
+    return shutil.copytree(four_steps, tmp_path / "run")
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 16]) + content[place + 1:]
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "options.json"}
+
+
+# ------------------------------------------------------------------------------------------- code from a file
+
+def test_a_segmenters_pickles_are_not_run(tmp_path):
+    """The example inputs of a torch.export file, which nobody needs, become a pickle that makes a file."""
+    good, bad, made = tmp_path / "good.pt2", tmp_path / "bad.pt2", tmp_path / "made"
+    torch.export.save(torch.export.export(nn.Conv2d(3, 2, 1), (torch.rand(1, 3, 8, 8),)), good)
+    torch.save(Evil(made), tmp_path / "evil.pt")
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(bad, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, (tmp_path / "evil.pt").read_bytes() if "sample_inputs" in name else old.read(name))
+    for file in (good, bad):
+        with pytest.raises(InputError, match="can run any code when it is opened.*--trust-segmenter"):
+            segmentation.load_program(file)
+    assert not made.exists()
+    segmentation.load_program(good, trusted=True)(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "JPEG", "WEBP", "GIF"])
+def test_files_are_read_by_their_true_format(tmp_path, monkeypatch, kind):
+    """Of any of these named .png, pictures may be JPEG and WebP, label and instance maps neither."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript was called"))
+    file = tmp_path / "p0.png"
+    Image.new("L", (16, 16), 3).save(file, format=kind)
+    for read in (read_rgb, lambda file: read_labels(file, classes_of_values(4, False)), read_instances):
+        if read is read_rgb and kind in ("JPEG", "WEBP"):
+            assert read(file).shape == (16, 16, 3)
+        else:
+            with pytest.raises(InputError, match="p0.png: cannot be read as a picture: it is none of PNG"):
+                read(file)
+
+
+def test_no_message_recommends_unsafe_loading(tmp_path):
+    for file in (f for f in ROOT.rglob("*.py") if "tests" not in f.parts and ".venv" not in f.parts):
+        assert "weights_only=False" not in file.read_text(encoding="utf-8"), file
+    made = tmp_path / "made"
+    torch.save({"state_dict": Evil(made)}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match="plain tensors alone") as error:
+        read_autoencoder(tmp_path / "model.ckpt")
+    assert "weights_only" not in str(error.value) and not made.exists()
+
+
+# --------------------------------------------------------------------------------------- damaged checkpoints
+
+def test_flipped_bits_of_a_checkpoint_are_found_or_harmless(tmp_path):
+    """All over the file, and where torch alone would give other numbers: data, its length, the mark of a folder."""
+    file, other = tmp_path / "good.pt", tmp_path / "other.pt"
+    torch.save({"a": torch.arange(10.), "b": torch.zeros(3, 4)}, file)
+    good, whole, found = load(file), file.read_bytes(), 0
+    entry = whole.rindex(b"good/data/0") - 46  # of the directory
+    with zipfile.ZipFile(file) as archive:
+        data = whole.index(torch.arange(10.).numpy().tobytes(), archive.getinfo("good/data/0").header_offset)
+    known = [data + 6, entry + 20, entry + 38]
+    for place in known + list(range(0, len(whole), 23)):
+        other.write_bytes(flipped(whole, place))
+        try:
+            state = checkpoints.read_torch(other)
+            assert place not in known and all(torch.equal(state[k], good[k]) for k in good), place
+        except (ValueError, OSError):
+            found += 1
+    assert found > 20
+
+
+def test_a_damaged_latest_costs_one_interval_and_is_said(kept, tmp_path, capsys):
+    run(tmp_path / "whole", "--steps", 6, "--save-every", 1, "--ema-every", 2)
+    latest = kept / "latest.pt"
+    damaged = flipped(latest.read_bytes(), latest.read_bytes().index(b"/data/0PK") // 2)
+    for at, content in enumerate((damaged, b"half")):
+        latest.write_bytes(content)
+        capsys.readouterr()
+        run(kept, "--steps", 5 + at, "--save-every", 1, "--ema-every", 2)
+        assert f"Going on from {kept / 'latest_previous.pt'}, step {3 + at}" in capsys.readouterr().out
+        assert (kept / "latest_damaged.pt").read_bytes() == content
+    same_run(kept, tmp_path / "whole")
+    assert load(kept / "latest_previous.pt")["step"] == 5
+    for file in (latest, kept / "latest_previous.pt"):
+        file.write_bytes(b"half")
+    before = contents(kept)
+    with pytest.raises(InputError, match="latest_previous.pt: cannot be read as a checkpoint"):
+        run(kept, "--steps", 7)
+    assert contents(kept) == before
+
+
+def change(*keys, value=None):
+    """A change to a checkpoint: the entry under these keys becomes `value`, or is removed."""
+    def edit(state):
+        for key in keys[:-1]:
+            state = state[key]
+        state.pop(keys[-1]) if value is None else state.update({keys[-1]: value})
+    return edit
+
+
+NAN = torch.full((11, 3), torch.nan)
+MOMENT = ("optimiser_G", "state", 0)
+
+
+@pytest.mark.parametrize("edit, says", [
+    (change("ema", "colours.weight", value=NAN), "ema.colours.weight is not finite"),
+    (change(*MOMENT, "exp_avg_sq", value=NAN), "optimiser_G.state.0.exp_avg_sq is not finite"),
+    (change("G", "colours.weight", value=torch.zeros(12, 3)), r"G.colours.weight is \(12, 3, torch.float32\), expected"),
+    (change("G", "colours.weight"), "G.colours.weight is None, expected"),
+    (change("G", "other", value=torch.zeros(1)), "G.other is .* expected None"),
+    (change("G", "colours.weight", value=1.5), "G.colours.weight is not what"),
+    (change("step", value="four"), "step is not what it should be"), (change("identity", value=[]), "identity is not"),
+    (change("optimiser_D"), "optimiser_D is not what it should be"),
+    (change(*MOMENT, "exp_avg", value=torch.zeros(2)), "optimiser_G.state.0 is not what it should be"),
+    (change(*MOMENT, "exp_avg", value=3), "optimiser_G.state.0 is not what it should be"),
+    (change("optimiser_G", "param_groups", value=[]), "optimiser_G.param_groups is not what"),
+    (change("optimiser_G", "param_groups", 0, "params", value=[0]), "parameter group"),
+    (change("identity", "frozen", value="no"), "not of these networks"),
+])
+def test_a_checkpoint_that_is_readable_but_wrong_is_refused(kept, edit, says):
+    state = load(kept / "latest.pt")
+    edit(state)
+    torch.save(state, kept / "latest.pt")
+    (kept / "latest_previous.pt").unlink()
+    before = contents(kept)
+    with pytest.raises(InputError, match=says) as error:
+        run(kept, "--steps", 6)
+    assert "\n" not in str(error.value) and contents(kept) == before
+
+
+@pytest.mark.parametrize("edit, says", [
+    (change("palette", value=[[0, 0]]), "palette.0 is not what"), (change("classes", value="sky"), "classes is not what"),
+    (change("image_size", value=[32]), "image_size is not what"), (change("ema"), "ema is not what it should be"),
+    (change("generator", value={"widths": 3}), "not an EMA file"),
+    (change("ema", "first.weight", value=NAN), "first.weight is not finite")])
+def test_an_average_that_is_wrong_is_not_sampled(tmp_path, monkeypatch, capsys, edit, says):
+    state = load(write_checkpoint(tmp_path / "ema.pt", 0))
+    edit(state)
+    torch.save(state, tmp_path / "ema.pt")
+    assert call(monkeypatch, "sample", "--checkpoint", tmp_path / "ema.pt", "--dataset", "toy", "--output-dir",
+                tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "out/grid.png").exists()
+
+
+# ----------------------------------------------------------------------------------------------- run folders
+
+def test_a_damaged_line_loses_only_itself_and_is_said(kept, capsys):
+    file = kept / "metrics.jsonl"
+    whole = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(whole[0] + b'{"step": \xff\n' + b'["another"]\n' + b"".join(whole[2:]))
+    run(kept, "--steps", 5)
+    assert [line["step"] for line in lines(kept)] == [1, 3, 4, 5]
+    error = capsys.readouterr().err
+    assert f"{file}: line 2 is damaged and left out" in error and "line 3 is damaged" in error
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_run_whose_latest_is_gone_is_not_wiped(kept, link):
+    for file in kept.glob("latest*"):
+        file.unlink()
+    if link:
+        (kept / "latest.pt").symlink_to(kept / "nowhere.pt")
+    before = contents(kept)
+    for more in ((), ("--save-every", 2)):
+        with pytest.raises(InputError, match="to go on, or choose another --output-dir|to start anew"):
+            run(kept, "--steps", 6, *more)
+    for file in kept.glob("ema_*"):
+        before.pop(file)
+        file.unlink()
+    with pytest.raises(InputError):  # four steps were logged, two a save
+        run(kept, "--steps", 6, "--save-every", 2)
+    assert contents(kept) == before
+
+
+def test_a_run_that_was_killed_before_its_first_save_begins_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    run(tmp_path, "--steps", 3, "--save-every", 5)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_two_runs_in_one_folder(kept, monkeypatch):
+    """The other process ends by SIGKILL, and its lock with it."""
+    holds = "import sys, time; from support import runs, ranks; import torch\n" \
+            "runs.open_folder(sys.argv[1], ranks.Ranks(torch.device('cpu'))); print('held', flush=True)\n" \
+            "import os; os.fork(); time.sleep(600)"  # and a child of it lives on, as a loader process may
+    monkeypatch.setattr(runs, "LOCKS", {})  # closed before, which gives this process's lock back
+    other, before = start("-c", holds, kept, group=True), contents(kept)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="another run writes there"):
+        run(kept, "--steps", 6)
+    assert contents(kept) == before
+    other.kill()
+    other.wait()
+    run(kept, "--steps", 6)
+    os.killpg(other.pid, 9)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_step(tmp_path, monkeypatch):
+    def broken(*_):
+        raise InputError("val.png: cannot be read as a picture")
+    run(tmp_path / "whole", "--steps", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "draw_strip", broken)
+        for step in (2, 4, 6):  # each run goes on from the last one's
+            with pytest.raises(InputError, match="val.png"):
+                run(tmp_path / "run", "--steps", 6, "--picture-every", 2)
+            assert load(tmp_path / "run/latest.pt")["step"] == step
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_average_and_a_score_that_a_signal_cut_off_are_made_up(tmp_path, monkeypatch):
+    every = ("--steps", 6, "--ema-every", 2, "--evaluate-every", 2)
+    run(tmp_path / "whole", *every)
+    now = train.StopOnSignals.now
+    with monkeypatch.context() as patch:
+        seen = iter([False, False, False, True])
+        patch.setattr(train.StopOnSignals, "now", lambda self: next(seen))
+        run(tmp_path / "run", *every)
+    assert train.StopOnSignals.now is now and load(tmp_path / "run/latest.pt")["step"] == 4
+    assert not (tmp_path / "run/ema_0000004.pt").exists()
+    run(tmp_path / "run", *every)
+    for name in ("ema_0000004.pt", "ema_0000006.pt", "ema_best.pt"):
+        one, other = load(tmp_path / "run" / name), load(tmp_path / "whole" / name)
+        torch.testing.assert_close(one["ema"], other["ema"], rtol=0, atol=0)
+        assert one["scores"] == other["scores"]
+    same_run(tmp_path / "run", tmp_path / "whole")
+    assert lines(tmp_path / "run", "scores.jsonl") == lines(tmp_path / "whole", "scores.jsonl")
+
+
+def bad_picture(patch, good):
+    """The toy scenes after `good` reads of a process cannot be read."""
+    seen, read = [], toy.ToyScenes.load
+
+    def some(self, index, instances=True):
+        seen.append(index)
+        if len(seen) > good:
+            raise InputError("2.jpg: cannot be read as a picture")
+        return read(self, index, instances)
+    patch.setattr(toy.ToyScenes, "load", some)
+
+
+def main_of_a_rank(folder):
+    patch = pytest.MonkeyPatch()
+    shrink(patch)
+    if os.environ["RANK"] == "1":
+        bad_picture(patch, 4)
+    try:
+        run(folder, "--steps", 9)
+    except InputError as error:
+        (Path(folder) / f"says{os.environ['RANK']}").write_text(str(error))
+
+
+def test_a_bad_picture_on_another_rank_is_saved_and_said_on_all(tmp_path):
+    process = start(__file__, tmp_path, ranks=2)
+    process.communicate()
+    assert load(tmp_path / "latest.pt")["step"] == 2
+    assert [(tmp_path / f"says{rank}").read_text() for rank in (0, 1)] == 2 * ["2.jpg: cannot be read as a picture"]
+
+
+def test_a_loader_process_that_is_killed_costs_no_step(tmp_path, monkeypatch):
+    def killed(*_, first=train.training_batches):
+        batches = first(*_)
+        yield from (next(batches) for _ in range(2))
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_batches", killed)
+        with pytest.raises(InputError, match="^DataLoader worker .pid 7. is killed by signal"):
+            run(tmp_path, "--steps", 9)
+    assert load(tmp_path / "latest.pt")["step"] == 2
+
+
+def test_a_changed_dataset_is_said(kept, monkeypatch, capsys):
+    monkeypatch.setattr(toy.ToyScenes, "fingerprint", lambda self: "other files")
+    run(kept, "--steps", 6)
+    assert "the files of --dataset toy (names, sizes or times) have changed since" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------- pictures and scores
+
+def test_a_read_that_fails_once_is_tried_again_and_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    file, opened, fails = tmp_path / "a.png", Image.open, [errno.EIO, errno.ESTALE]
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(file)
+
+    def flaky(*arguments, **more):
+        if fails:
+            raise OSError(fails.pop(), "for a while")
+        return opened(*arguments, **more)
+    monkeypatch.setattr(Image, "open", flaky), monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert read_rgb(file)[0, 0].tolist() == [1, 2, 3] and not fails
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(InputError, match="b.png: cannot be read as a picture .a folder, a pipe"):
+        read_rgb(tmp_path / "b.png")
+    with pytest.raises(FileNotFoundError):
+        checkpoints.read_torch(tmp_path / "b.png")
+
+
+def test_damaged_exif_is_one_line(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file, exif=b"Exif\0\0nothing like it")
+    with pytest.raises(InputError, match="a.png: cannot be read as a picture"):
+        read_rgb(file, upright=True)
+
+
+@pytest.mark.parametrize("there", ["val0001_labels.png", "val0000_mix.gif", "grid.png"])
+def test_sampling_overwrites_nothing_and_starts_nothing(tmp_path, there):
+    checkpoint, out = write_checkpoint(tmp_path / "ema.pt", 0), tmp_path / "out"
+    out.mkdir()
+    (out / there).write_bytes(b"mine")
+    words = ["--checkpoint", checkpoint, "--dataset", "toy", "--count", 2, "--seeds", "0,1", "--interpolate", 2,
+             "--output-dir", out]
+    with pytest.raises(InputError, match=f"{there} is there already"):
+        sample.main([str(word) for word in words])
+    assert contents(out) == {out / there: b"mine"}
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
+    def full(self, file, *_, **__):
+        Path(file).write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Image.Image, "save", full)
+    checkpoint, out = write_checkpoint(tmp_path / "ema.pt", 0), tmp_path / "out"
+    with pytest.raises(OSError, match="No space"):
+        sample.main(["--checkpoint", str(checkpoint), "--dataset", "toy", "--count", "1", "--output-dir", str(out)])
+    assert not contents(out)
+
+
+def test_force_removes_only_what_a_manifest_lists(tmp_path):
+    folder, manifest = tmp_path / "pictures", {"names": ["a"], "checkpoint": "1"}
+    (folder / "seed000").mkdir(parents=True)
+    for name in ("seed000/a.png", "seed000/mine.png", "mine.txt"):
+        (folder / name).write_text(name)
+    before = contents(folder)
+    for content in (None, "half", "[]", "{}"):
+        content and (folder / "manifest.json").write_text(content)
+        with pytest.raises(InputError, match="no manifest.json that says"):
+            evaluate.claim_pictures(folder, manifest, True)
+        assert {**contents(folder), **before} == contents(folder)
+    (folder / "manifest.json").write_text(json.dumps({"names": ["a"], "checkpoint": "0"}))
+    with pytest.raises(InputError, match="pictures of another checkpoint"):
+        evaluate.claim_pictures(folder, manifest, False)
+    evaluate.claim_pictures(folder, manifest, True)
+    assert {file.name for file in contents(folder)} == {"mine.png", "mine.txt", "manifest.json"}
+
+
+def test_scores_of_another_folder_are_kept(tmp_path):
+    args, file = argparse.Namespace(output_dir=tmp_path, fake=tmp_path / "a", force=False), tmp_path / "eval.json"
+    evaluate.require_own_scores(args)
+    for content, says in ((json.dumps({"fake": "b"}), "has the scores of b"), ("half", "not readable as scores")):
+        file.write_text(content)
+        with pytest.raises(InputError, match=says):
+            evaluate.require_own_scores(args)
+    file.write_text(json.dumps({"fake": str(args.fake)}))
+    evaluate.require_own_scores(args)
+
+
+@pytest.mark.parametrize("damage", [b"half", "nan"])
+def test_damaged_statistics_are_measured_again_and_said(tmp_path, capsys, damage):
+    pictures = np.random.default_rng(0).integers(256, size=(4, 32, 32, 3), dtype=np.uint8)
+    measure = functools.partial(fid.reference_statistics, TinyFeatures(), "key", pictures.__getitem__, 4, ALONE, 2,
+                                tmp_path)
+    mean, _ = measure()
+    file, = tmp_path.glob("reference_*.npz")
+    if damage == "nan":
+        np.savez(file, key="key", mean=np.full(16, np.nan), covariance=np.eye(16))
+    else:
+        file.write_bytes(damage)
+    assert torch.equal(measure()[0], mean) and f"{file}: damaged, measured again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, line", [("sky\ntree\nsky\n", 3), ("unlabelled\ntree\nUnlabeled\n", 3),
+                                        ("s\0k\0y\0\n", 1)])
+def test_class_names_are_different(tmp_path, text, line):
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    with pytest.raises(InputError, match=f"classes.txt, line {line}: .* expected different names"):
+        open_dataset("folder", tmp_path, "train", (32, 32))
+
+
+def test_compare_scores_each_setting_by_itself(tmp_path, monkeypatch):
+    made = []
+
+    def call_here(words, log):
+        made.append(words)
+        folder = Path(words[words.index("--output-dir") + 1])
+        folder.mkdir(exist_ok=True)
+        (folder / ("eval.json" if "--samples" in words else "ema_0000009.pt")).write_text("{}")
+    monkeypatch.setattr(compare, "call", call_here)
+    words = ["--rows", "table6-dp-sims", "--steps", "9", "--output-dir", str(tmp_path), "--samples"]
+    for more, commands in ((["2"], 2), (["2"], 2), (["3"], 3)):
+        compare.run_one(compare.parse_options(words + more), "table6-dp-sims", 0)
+        assert len(made) == commands
+    with pytest.raises(InputError, match="trained with other settings"):
+        compare.run_one(compare.parse_options([*words, "2", "--batch-size", "8"]), "table6-dp-sims", 0)
+    with pytest.raises(InputError, match="--seeds: one of them is there twice"):
+        compare.parse_options([*words, "2", "--seeds", "0,0"])
+
+
+def test_names_cannot_steer_the_terminal_and_a_closed_pipe_is_no_error(capsys):
+    def main():
+        raise InputError("bad\x1b[31m\ud800.png")
+    with pytest.raises(SystemExit):
+        run_script("data.py", main)
+    assert capsys.readouterr().err == "data.py: bad\\x1b[31m\\ud800.png\n"
+    code = "from support.errors import run_script; run_script('data.py', lambda: [print(i) for i in range(10 ** 5)])"
+    process = start("-c", code)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
+
+
+if __name__ == "__main__":
+    main_of_a_rank(*sys.argv[1:])
