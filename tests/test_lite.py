@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from discriminator import Backbone
+from losses import ContrastiveFeatures, contrastive_loss
 from metrics import Scored, diversity, fid, segmentation
 from support import weights
 from support.errors import InputError
@@ -58,6 +59,18 @@ def test_photos_are_named_as_what_they_show(name):
         picture = picture.crop((left, top, left + side, top + side)).resize((240, 240), Image.BICUBIC)
         x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
         assert net.eval()(x[None]).argmax().item() in classes
+
+
+def test_eq5_can_compare_the_features_of_lite2():
+    """The laptop preset's: strides 4, 8, 16; only the projections learn; the gradient reaches the picture."""
+    P, image = ContrastiveFeatures("random", 1.0, 8, network="efficientnet_lite2"), torch.rand(2, 3, 64, 96) * 2 - 1
+    maps = P.train()(image.requires_grad_())
+    assert [tuple(h.shape) for h in maps] == [(2, 8, 64 // s, 96 // s) for s in (4, 8, 16)]
+    L_NCE = contrastive_loss(P, image, -image.detach(), torch.manual_seed(0), 7, 5)
+    L_NCE.backward()
+    assert image.grad.abs().sum() > 0 and not any(m.training for m in P.backbone.modules())
+    assert {name for name, p in P.named_parameters() if p.grad is not None} == {
+        name for name, _ in P.named_parameters() if not name.startswith("backbone")}
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):

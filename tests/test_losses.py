@@ -357,18 +357,18 @@ def test_eq6_pushes_features_apart_up_to_tau_div():
 def one_step(**changes):
     """G, D, a batch of four pictures, alpha and the options of a step; weights unlike 1 tell the terms apart."""
     args = dict(lambda_gan=0.7, lambda_c=3.0, lambda_d=5.0, gamma=1.5, label_smoothing=0.2, tau=0.4, anchors=7,
-                negatives=5, tau_div=2.0, diversity_every=2, reduction="sum")
+                negatives=5, tau_div=2.0, diversity_every=2, diversity_of="features", reduction="sum")
     batch = {"real": pictures(1, 4), "label_map": label_maps(4, 32, 32), "z_1": noise(1, 4), "z_2": noise(2, 4),
              "offsets": torch.rand(4, 2, 32, 32, generator=torch.Generator().manual_seed(3))}
     G, D, alpha = tiny_generator(2, cross=0.7, own=0.7), small_discriminator().eval(), torch.tensor([0, 0.5, 1, 2, 3])
     return G, D, batch, alpha, SimpleNamespace(**{**args, **changes})
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction, small_features):
+@pytest.mark.parametrize("reduction, diversity_of", [("sum", "features"), ("mean", "picture")])
+def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction, diversity_of, small_features):
     """Sec. 3.3: lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div by loops. L_G is divided by H*W, L_NCE is the sum over
     anchors, divided by H*W, or their mean. Pictures 0 and 2, every second one, are drawn with a second z for L_Div."""
-    G, D, batch, alpha, args = one_step(reduction=reduction)
+    G, D, batch, alpha, args = one_step(reduction=reduction, diversity_of=diversity_of)
     t, z_1, z_2, offsets = (batch[name] for name in ("label_map", "z_1", "z_2", "offsets"))
     terms, image, features, fake_features = train.generator_losses(
         G, D, small_features, batch, alpha, torch.Generator().manual_seed(1), args)
@@ -379,7 +379,8 @@ def test_eq4_eq5_eq6_are_what_the_generator_minimises(reduction, small_features)
         assert_is(features, torch.cat([features_1, features_2]), "G^f of them", atol=1e-5, rtol=1e-5)
         for found, expected in zip(fake_features, D.features(image[:4]), strict=True):
             assert torch.equal(found, expected), "D's step needs the backbone's features of the first B pictures"
-        hinges = loops_eq6(features_1[[0, 2]], features_2, z_1[[0, 2]], z_2[[0, 2]], tau_div=2.0)
+        of_1, of_2 = (features_1, features_2) if diversity_of == "features" else (fake, again)
+        hinges = loops_eq6(of_1[[0, 2]], of_2, z_1[[0, 2]], z_2[[0, 2]], tau_div=2.0)
         L_NCE = loops_eq5_over_scales(small_features, fake, batch["real"], torch.Generator().manual_seed(1), 7, 5, 0.4,
                                       reduction)
         expected = {"gan": 0.7 * loops_eq4(D(fake), t, alpha, gamma=1.5) / (32 * 32), "contrastive":
