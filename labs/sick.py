@@ -59,13 +59,15 @@ def train_sick(number, options=()):
 
 
 def ready_made(number, run, folder):
-    """strip.png and metrics.jsonl of a run folder, made small: folder/run_NN.png, run_NN.jsonl. -> its last line."""
+    """strip.png and metrics.jsonl of a run folder, made small, into folder/run_NN. -> the last line of the log."""
+    folder = folder / f"run_{number:02d}"
+    folder.mkdir(exist_ok=True)
     strip = Image.open(run / "strip.png").convert("RGB")
-    save_picture(strip.crop((0, 0, strip.width, HEAD + ROWS * ROW)).quantize(128), folder / f"run_{number:02d}.png", 9)
+    save_picture(strip.crop((0, 0, strip.width, HEAD + ROWS * ROW)).quantize(128), folder / "strip.png", 9)
     lines = [{"step": line["step"], **{key: float(f"{line[key]:.4g}") for key in SHOWN}}
              for line in read_lines(run / "metrics.jsonl")]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / f"run_{number:02d}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
     return lines[-1]
 
 

@@ -9,9 +9,11 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 from labs import sick
 from labs.pieces import load
+from support.checkpoints import read_lines
 from support.errors import InputError
 from test_train import SMALL, shrink
 
@@ -41,22 +43,25 @@ def test_one_number_or_all():
             sick.main(words)
 
 
-def last_line(folder, name, monkeypatch):
-    """metrics.jsonl's last line after two steps of the run with this defect, "" for the healthy one."""
-    monkeypatch.chdir(folder)
-    sick.train_sick(NAMES.index(name) + 1 if name else 0, [*SMALL, "--steps", "2"])
-    return json.loads((folder / f"runs/sick/{NAMES.index(name) + 1 if name else 0:02d}/metrics.jsonl")
-                      .read_text().splitlines()[-1])
+def trained(name, *options):
+    """The run folder after two steps with this defect, "" for none."""
+    return sick.train_sick(NAMES.index(name) + 1 if name else 0, [*SMALL, "--steps", "2", *options])
 
 
 def test_a_sick_run_is_sick_and_a_healthy_one_is_not(tmp_path, monkeypatch):
     """By numbers that only these defects make exact; train_sick leaves the project as it was."""
     shrink(monkeypatch)
-    healthy = last_line(tmp_path, "", monkeypatch)
-    detached, twice = (last_line(tmp_path, name, monkeypatch) for name in ("detached too early", "one z twice"))
+    monkeypatch.chdir(tmp_path)
+    folder = trained("", "--picture-every", "2")
+    healthy, detached, twice = (read_lines(run / "metrics.jsonl")[-1] for run in (
+        folder, trained("detached too early"), trained("one z twice")))
     assert healthy["gan_gradient_image"] > 0 == detached["gan_gradient_image"]
     assert twice["G_diversity"] == pytest.approx(0.4, abs=1e-6) and twice["diversity_gradient_features"] == 0
     assert healthy["G_diversity"] < 0.4 - 1e-6 and healthy["diversity_gradient_features"] > 0
+    last = sick.ready_made(0, folder, tmp_path)
+    assert last == read_lines(tmp_path / "run_00" / "metrics.jsonl")[-1]
+    assert last == {key: pytest.approx(healthy[key], rel=1e-3) for key in ("step", *sick.SHOWN)}
+    assert Image.open(tmp_path / "run_00" / "strip.png").size == (7 * 128, 16 + 4 * 128)
 
 
 def test_the_teachers_key_has_every_run_its_name_and_its_sign():
@@ -69,10 +74,10 @@ def test_the_ready_made_material_is_there_and_names_nothing():
     numbers = (sick.LAB / "numbers.md").read_text(encoding="utf-8")
     last = []
     for n in range(11):
-        lines = [json.loads(line) for line in (sick.LAB / f"run_{n:02d}.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (sick.LAB / f"run_{n:02d}" / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(5, 41, 5)), n
         assert set(lines[-1]) == {"step", *sick.SHOWN}
-        assert (sick.LAB / f"run_{n:02d}.png").stat().st_size < 60_000
+        assert (sick.LAB / f"run_{n:02d}" / "strip.png").stat().st_size < 60_000
         last.append(lines[-1])
     assert sick.side_by_side(last) in numbers
     assert not any(name in numbers for name in NAMES)

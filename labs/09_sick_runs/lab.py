@@ -2,8 +2,8 @@
 
     python labs/check.py 09          (as often as you like; it says what a wrong name would have shown)
 
-Run N is labs/09_sick_runs/run_NN.png and run_NN.jsonl, or your own: python labs/sick.py N. Run 0 is healthy. Each name
-is right for one run. The handout says what each name means, and what the columns and numbers are.
+Run N is strip.png and metrics.jsonl in labs/09_sick_runs/run_NN, or your own: python labs/sick.py N. Run 0 is healthy.
+Each name is right for one run. The handout says what each name means, and what the columns and numbers are.
 """
 
 NAMES = ("D hardly learns", "G hardly learns", "alpha upside down", "average not refreshed", "detached too early",

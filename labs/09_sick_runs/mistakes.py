@@ -1,4 +1,4 @@
-"""The teacher's: answers of lab 09, and other names in their place. Both follow from defects.py; KEY.md has the reasons."""
+"""The teacher's: answers of lab 09, and other names in their place, from defects.py. KEY.md has the reasons."""
 from pathlib import Path
 
 from labs.pieces import load

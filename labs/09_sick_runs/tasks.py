@@ -14,5 +14,5 @@ def right_name(number):
     return the_signs_fit
 
 
-TASKS = [Task(f"run_{n}", None, f"run_{n:02d}.png and run_{n:02d}.jsonl beside run_00's, and the handout",
+TASKS = [Task(f"run_{n}", None, f"run_{n:02d}/ beside run_00/, and the handout",
               [right_name(n)]) for n in range(1, 11)]

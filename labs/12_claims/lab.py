@@ -71,8 +71,8 @@ def permutation_p(a, b):
 def sign_test_p(differences):
     """p of the sign test, two-sided: differences of pairs, row 1 - row 2 of the same seed.
 
-    Differences of exactly 0 are left out; n are left. If the rows do not differ, each sign is a fair coin. k = how often
-    the rarer sign occurs.
+    Differences of exactly 0 are left out; n are left. If the rows do not differ, each sign is a fair coin. k = how
+    often the rarer sign occurs.
 
         p = min(1, 2 sum over j = 0 ... k of  (n over j) / 2^n)        (n over j) = math.comb(n, j)
 
@@ -87,8 +87,8 @@ def claim_of_table_6():
     Compute interval(*TOY["table6-dp-sims"], *TOY["table6-no-cross-attention"], 3) first.
 
     A  "Cross-attention raises mIoU by 0.256."
-    B  "On the toy scenes, after 400 steps, cross-attention scored 0.256 mIoU above concatenation (95 % interval of three
-       seeds each: 0.16 to 0.35)."
+    B  "On the toy scenes, after 400 steps, cross-attention scored 0.256 mIoU above concatenation (95 % interval of
+       three seeds each: 0.16 to 0.35)."
     C  "We confirm Table 6: cross-attention is worth 3.3 points of mIoU on ADE20K."
     D  "Cross-attention is better with p < 0.05 by the permutation test over our three seeds a row."
     E  "After 400 steps nothing can be said about cross-attention."

@@ -100,5 +100,6 @@ MISTAKES = {
         ("when a score is taken for an effect", "B", "A"), ("when the toy is taken for ADE20K", "B", "C"),
         ("when a small p is taken for granted", "B", "D"), ("when caution goes too far", "B", "E")],
     "claim_of_the_backbone": [
-        ("when \"every seed\" is taken for proof", "C", "A"), ("when \"not shown\" is taken for \"not there\"", "C", "B"),
+        ("when \"every seed\" is taken for proof", "C", "A"),
+        ("when \"not shown\" is taken for \"not there\"", "C", "B"),
         ("when the toy is held against ADE20K", "C", "D"), ("when the name of a row is not looked up", "C", "E")]}

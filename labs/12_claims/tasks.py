@@ -19,8 +19,8 @@ TABLE_6 = {"A": "A says nothing of data set, length and uncertainty: 0.256 is on
            "E": "E throws away a difference whose interval is far from 0"}
 BACKBONE = {"A": "A counts three coins: all alike comes out in one of four throws",
             "B": "B takes 'not shown' for 'shown not to be'; most of the interval is above 0",
-            "D": "D compares ADE20K with toy scenes, ImageNet's features with half a minute's, and two mIoU of different "
-                 "segmenters",
+            "D": "D compares ADE20K with toy scenes, ImageNet's features with half a minute's, and two mIoU of "
+                 "different segmenters",
             "E": "E names ImageNet, which this backbone has not seen, and no uncertainty"}
 
 
