@@ -2,11 +2,13 @@
 
 It puts each of your functions in the place of the project's, runs the project's own tests of that equation (plain loops
 from the paper, tests/), and prints one line a task: passed, or what was expected, what came, and where to look.
+A task that has used 60 s of the processor's time, which a loop does that never ends, is stopped. The clock has no say.
 Exit code 0: all passed; 1: something failed or is not written yet; 2: no such lab, or pytest is missing.
 """
 import argparse
 import contextlib
 import functools
+import inspect
 import re
 import signal
 import sys
@@ -18,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402, after the line that finds the project
 import torch  # noqa: E402
 
-from labs.pieces import (LABS, ROOT, Unreadable, first_line, lab_folders, mistakes_of, name_of, one_line,  # noqa: E402
-                         open_lab, put_in, remake, where)
+from labs.pieces import (LABS, ROOT, Unreadable, find, first_line, lab_folders, mistakes_of, name_of,  # noqa: E402
+                         one_line, open_lab, put_in, remake, where)
 from support.errors import InputError, run_script  # noqa: E402
 
 try:
@@ -27,7 +29,7 @@ try:
 except ImportError:
     pytest = None
 
-SECONDS = 60  # for a lab; a loop that never ends is stopped
+SECONDS = 60  # of the processor's time, for one task; the project's own pieces need less than one
 NOT_NEEDED = ("terminal", "cacheprovider", "faulthandler", "warnings", "unraisableexception", "threadexception")
 QUIET = (*(word for name in NOT_NEEDED for word in ("-p", f"no:{name}")), "--capture=no", "--rootdir", str(ROOT))
 
@@ -41,7 +43,7 @@ class Tests:
     """The tests named by some tasks, collected once. run(task, function) as often as you like, within work(tests)."""
 
     def __init__(self, work):
-        self.work, self.failures, self.result = work, [], None
+        self.work, self.failures, self.returned, self.gives, self.result = work, [], [], True, None
 
     def pytest_runtestloop(self, session):
         self.items = session.items
@@ -52,26 +54,30 @@ class Tests:
         """Keep what was raised. pytest's own report, with the source of every function on the way, takes far longer."""
         failed = call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception)
         if failed:
-            self.failures.append((item.name, call.excinfo.value))
+            self.note(item.name, call.excinfo.value)
         return pytest.TestReport(item.nodeid, item.location, {}, "failed" if failed else "passed", None, call.when)
+
+    def note(self, test, error):
+        self.failures.append(Failure(test, text_of(error, self.returned, self.gives), error))
 
     def run(self, task, function):
         """[Failure, ...] of a task with this function in the place of the project's."""
-        self.failures, returned = [], []
+        self.failures, self.returned = [], []
+        self.gives = task.target is None or returns_something(find(task.target)[2])
         torch.manual_seed(0)
-        with put_in({task.target: watched(function, returned)} if task.target else {}), in_numbers():
+        with put_in({task.target: watched(function, self.returned)} if task.target else {}), in_numbers():
             for test in task.tests:
                 if callable(test):
                     try:
-                        test(watched(function, returned))
+                        test(watched(function, self.returned))
                     except Exception as error:  # whatever a student's function can raise
-                        self.failures.append((test.__name__, error))
+                        self.note(test.__name__, error)
                     continue
                 items = [item for item in self.items if re.match(re.escape(f"tests/{test}") + r"(\[|$)", item.nodeid)]
                 assert items, f"{test}: no such test"
                 for item in items:
                     item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
-        return [Failure(name, text_of(error, returned), error) for name, error in self.failures]
+        return self.failures
 
 
 def with_tests(tasks, work):
@@ -101,6 +107,11 @@ def watched(function, returned):
     return watch
 
 
+def returns_something(function):
+    """Whether a function of the project has a `return` with a value, so that None means a forgotten one."""
+    return re.search(r"^\s+(return|yield)\b *[^\s#]", inspect.getsource(function), re.M) is not None
+
+
 def description(value):
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} {tuple(value.shape)} of {value.dtype}"
@@ -124,8 +135,10 @@ def saying_both(compare, message):
             compare(actual, expected, *args, **options)
         except AssertionError as error:
             what = first_line(error) if callable(options.get(message)) else first_line(options.get(message) or "")
-            a, e = (np.asarray(t.detach() if isinstance(t, torch.Tensor) else t, dtype=np.float64)
-                    for t in (actual, expected))
+            both = actual, expected
+            if all(isinstance(t, torch.Tensor) for t in both) and actual.dtype != expected.dtype:
+                raise AssertionError(f"{what}: dtype {expected.dtype} was expected, {actual.dtype} came") from None
+            a, e = (np.asarray(t.detach() if isinstance(t, torch.Tensor) else t, dtype=np.float64) for t in both)
             if a.shape != e.shape:
                 raise AssertionError(f"{what}: shape {e.shape} was expected, {a.shape} came") from None
             apart = np.nan_to_num(np.abs(a - e), nan=np.inf)
@@ -135,7 +148,9 @@ def saying_both(compare, message):
     return compared
 
 
-def text_of(error, returned):
+def text_of(error, returned, gives):
+    if gives and returned == ["None"]:
+        return "the function returned None: is a `return` missing?"
     if isinstance(error, AssertionError):
         return first_line(error)
     after = f"; the function had returned {returned[0]}" if returned and returned[0] != "nothing yet" else ""
@@ -148,8 +163,7 @@ def check_lab(number, labs=LABS):
     """Print a line a task -> whether all passed. Raises InputError for no such lab, Unreadable for a broken lab.py."""
     lab = open_lab(number, labs)
     print(f"{name_of(lab.file)}")
-    with at_most(SECONDS):
-        lines = with_tests(lab.tasks, lambda tests: [(task.name, verdict(lab, task, tests)) for task in lab.tasks])
+    lines = with_tests(lab.tasks, lambda tests: [(task.name, verdict(lab, task, tests)) for task in lab.tasks])
     for name, line in lines:
         print(f"  {name:<{max(len(n) for n, _ in lines)}}  {line}")
     return all(line == "passed" for _, line in lines)
@@ -159,7 +173,8 @@ def verdict(lab, task, tests):
     """"passed", or one line."""
     if task.name not in lab.functions:
         return f"FAILED: lab.py no longer has {task.name}"
-    failures = tests.run(task, lab.functions[task.name])
+    with at_most(SECONDS, lab.file):
+        failures = tests.run(task, lab.functions[task.name])
     if not failures:
         return "passed"
     test, text, error = failures[0]
@@ -172,7 +187,7 @@ def verdict(lab, task, tests):
     known = [what for what, *change in mistakes_of(lab, task)
              if same(tests.run(task, remake(task, lab, change)), failures)]
     named = f" This is what comes out {known[0]}." if known else ""
-    return f"FAILED: {text}.{named} {look}"
+    return f"FAILED: {text}{'' if text.endswith('?') else '.'}{named} {look}"
 
 
 def same(failures, others):
@@ -194,20 +209,24 @@ class TooSlow(Exception):
 
 
 @contextlib.contextmanager
-def at_most(seconds):
-    """TooSlow is raised in what runs after so many seconds, where the system has an alarm."""
-    def ring(*_):
-        raise TooSlow(f"this takes longer than {seconds} s")
-    if not hasattr(signal, "SIGALRM"):
+def at_most(seconds, file):
+    """TooSlow is raised in lab.py, a test or the project once so many seconds of the processor's time are used, and
+    then every second, for further tests. Where the system has no such timer (Windows), nothing is stopped."""
+    def ring(_, frame):
+        while frame is not None and frame.f_code.co_filename != ring.__code__.co_filename:  # within this file: pytest
+            if frame.f_code.co_filename.startswith((str(file), str(ROOT))):
+                raise TooSlow(f"stopped after {seconds} s of the processor's time (a loop that does not end?)")
+            frame = frame.f_back
+    if not hasattr(signal, "SIGPROF"):
         yield
         return
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 1)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def main(argv):

@@ -9,8 +9,9 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 400, 270, 44, 34, 24  # of a panel, and what 
 
 
 def draw_curves(panels, path):
-    """panels [{"title", "x", "curves": {name: (n,) values}, "ends", "top", "marks": [(x, y, text), ...]}, ...], side by
-    side in one PNG. x (n,) is shared by the curves; ends: of the x axis; top: of the y axis, which begins at 0."""
+    """panels [{"title", "x", "curves": {name: (n,) values}, "ends", "top", "x_name", "marks": [(x, y, text), ...]},
+    ...], side by side in one PNG. x (n,) is shared by the curves; ends: of the x axis; top: of the y axis, which begins
+    at 0; x_name: what stands above the left end of the x axis."""
     sheet = Image.new("RGB", (WIDTH * len(panels), HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     for n, panel in enumerate(panels):
@@ -26,6 +27,7 @@ def draw_curves(panels, path):
             draw.text((n * WIDTH + 4, py - 6), f"{share * high:.3g}", fill="black")
             draw.text((px - 8, bottom + 6), f"{first + share * (last - first):.3g}", fill="black")
         draw.rectangle((left, top, right, bottom), outline="black")
+        draw.text((left + 4, bottom - 16), panel.get("x_name", ""), fill="black")
         for (name, values), colour, line in zip(panel["curves"].items(), COLOURS, range(len(COLOURS))):
             points = [place(a, b) for a, b in zip(panel["x"], np.asarray(values, float)) if 0 <= b <= high]
             draw.line(points, fill=colour, width=2)

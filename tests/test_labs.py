@@ -111,15 +111,20 @@ ATTENTION = "return torch.einsum('btn,bnd->btd', torch.einsum('btd,bnd->btn', qu
                            r"came\. This is what comes out without the division by sqrt\(d_q\)\. Look at Sec\. 3\.2, "
                            r"Eq\. 1, and tests: test_eq1_attention_is_the_papers_formula\."),
     ("return 3 * value", r"FAILED: .* shape \(2, 6, 4\) was expected, \(2, 3, 4\) came\. Look at .*"),
-    ("pass", r"FAILED: AttributeError: .*; the function had returned None\. Look at .*"),
+    ("pass", r"FAILED: the function returned None: is a `return` missing\? Look at .*"),
     ("x = 1\nreturn x / 0", r"FAILED: \S*lab\.py line \d+: ZeroDivisionError: division by zero\. Look at .*"),
-    ("return generator.attention(query, key, value)", r"FAILED: \S*lab\.py line \d+: NameError: .*generator.*")])
+    ("return losses.attention(query, key, value)", r"FAILED: \S*lab\.py line \d+: NameError: .*losses.*")])
 def test_what_the_check_says_of_a_students_attention(tmp_path, capsys, body, expected):
     """Written in another way than the project's; one line, whatever happens."""
     labs = copy_of(tmp_path, "04_noise_by_attention", attention=body)
     lines = lines_of(labs, "4", capsys)
     assert re.fullmatch(expected, lines["attention"]), lines["attention"]
     assert lines["inject_noise"].startswith("not written yet: Eq. 2")
+
+
+def test_a_wrong_dtype_is_said_in_words():
+    with check.in_numbers(), pytest.raises(AssertionError, match="^A: dtype torch.float32 was expected, torch.int64"):
+        torch.testing.assert_close(torch.zeros(2).long(), torch.zeros(2), msg=lambda text: f"A\n{text}")
 
 
 @pytest.mark.parametrize("text, expected", [

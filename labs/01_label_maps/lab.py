@@ -22,7 +22,7 @@ def colour_labels(label_map, palette):
 
 
 def one_hot(label_map, num_classes, dtype):
-    """label_map (B, H, W) integers, a torch tensor -> (B, C, H, W) of 0 and 1 in dtype, on label_map's device.
+    """label_map (B, H, W) int64, a torch tensor -> (B, C, H, W) of 0 and 1 in dtype, on label_map's device.
 
         t[b, c, y, x] = 1 where label_map[b, y, x] = c, else 0
 
@@ -32,26 +32,28 @@ def one_hot(label_map, num_classes, dtype):
 
 
 def nearest(old, new):
-    """Nearest-neighbour resizing along one side: which of `old` pixels each of `new` pixels shows. -> (new,) integers
+    """Nearest-neighbour resizing along one side: which of `old` pixels each of `new` pixels shows.
+
+    -> (new,) integers, a numpy array
 
     Pixel i of the new picture covers the old side from i old / new to (i + 1) old / new. It shows the old pixel in
-    which the middle of that piece lies:
+    which the middle of that piece lies. A middle on the edge between two pixels belongs to the later one.
 
-        nearest(old, new)[i] = floor((i + 1/2) old / new)
-
-    Whole numbers only: (2 i + 1) old // (2 new). A float may fall on the wrong side of an edge.
+    Use whole numbers: a ratio old / new, rounded first, can put the middle on the wrong side of an edge (old 486, new
+    937).
     """
-    raise NotImplementedError("Sec. 4.1: the old pixel under the middle of each new one")
+    raise NotImplementedError("the handout, 2: the old pixel under the middle of each new one")
 
 
 def offset_maps(instances):
-    """"Vertical and horizontal maps of every foreground pixel w.r.t. its object center of mass" (Sec. 4.1).
+    """Sec. 4.1, "vertical and horizontal maps of every foreground pixel w.r.t. its object center of mass".
 
     instances (H, W) integers, a numpy array, 0 = no instance -> (2, H, W) float32: dy / H, then dx / W.
 
         dy[y, x] = (mean of y over the pixels of this instance - y) / H        0 outside of instances
         dx[y, x] = (mean of x over the pixels of this instance - x) / W
 
-    Ids may be 26001: loop over those that occur, np.unique(instances), not over all up to the largest.
+    Ids may be 26001: loop over those that occur, np.unique(instances), not over all up to the largest. 0 is
+    among them only where there is background.
     """
     raise NotImplementedError("Sec. 4.1: the offset of each pixel to the centre of mass of its instance")

@@ -32,6 +32,8 @@ MISTAKES = {
          "np.linspace(0, old - 1, new).round().astype(int)"),
         ("when the middle is rounded instead of cut to a whole number", "(np.arange(new) * 2 + 1) * old // (2 * new)",
          "np.minimum(np.round((np.arange(new) + 0.5) * old / new).astype(int), old - 1)"),
+        ("with the ratio old / new rounded first: the middle falls on the wrong side of an edge",
+         "(np.arange(new) * 2 + 1) * old // (2 * new)", "((np.arange(new) + 0.5) * (old / new)).astype(int)"),
         ("with old and new exchanged", "old // (2 * new)", "new // (2 * old)"),
         ("when the picture is cut off instead of resized", "(np.arange(new) * 2 + 1) * old // (2 * new)",
          "np.minimum(np.arange(new), old - 1)")],
@@ -45,5 +47,7 @@ MISTAKES = {
          "np.bincount(which, weights=p) / count for p in position",
          "np.array([(p[which == k].min() + p[which == k].max()) / 2 for k in range(len(count))]) for p in position"),
         ("when 0, no instance, is taken for one more instance", "np.flatnonzero(instances)", "np.arange(H * W)"),
+        ("when the smallest id is left out although it is not 0, as by np.unique(instances)[1:]",
+         "np.flatnonzero(instances)", "np.flatnonzero(instances != instances.min())"),
         ("with one centre for all instances together", "np.unique(instances.reshape(-1)[inside],",
          "np.unique(instances.reshape(-1)[inside] > 0,")]}

@@ -11,6 +11,8 @@
 """
 import torch
 
+import generator
+
 
 def tokens_of_noise(mapping, z):
     """w = MLP(z), n_k tokens of d_w numbers (Sec. 3.2). z (B, d_z) -> (B, n_k, d_w).
@@ -39,9 +41,9 @@ def inject_noise(block, h, w):
     block.to_query    a linear layer, (..., C) -> (..., d_q), for the pixels; here d_q = C
     block.to_key      a linear layer, (..., d_w) -> (..., d_q), for the tokens
     block.to_value    the same
-    block.eta         the gate, one trained number that starts at 0
+    block.eta         the gate, one trained number that starts at 0, used as it is (no sigmoid)
 
-    Call generator.attention for Eq. 1 (import generator above): it is yours as soon as you have written it, and the
-    project's until then. Pixels go in as rows, (B, H W, C), and must come back to their places, (B, C, H, W).
+    Call generator.attention for Eq. 1. The check uses the project's attention here, training uses yours. Pixels go in
+    as rows, (B, H W, C), and must come back to their places, (B, C, H, W).
     """
     raise NotImplementedError("Eq. 2: a(h, w) = h + eta * A(h, w)")

@@ -15,6 +15,7 @@ MISTAKES = {
         ("without the division by sqrt(d_q)", " / d_q ** 0.5", ""),
         ("with d_q in place of sqrt(d_q)", "d_q ** 0.5", "d_q"),
         ("with sqrt(n), the number of keys, in place of sqrt(d_q)", "d_q = query.shape[-1]", "d_q = key.shape[1]"),
+        ("with sqrt(T), the number of pixels, in place of sqrt(d_q)", "d_q = query.shape[-1]", "d_q = query.shape[1]"),
         ("with the softmax over the queries instead of the keys", "dim=2", "dim=1"),
         ("with the keys where the values belong", "@ value", "@ key"),
         ("without the softmax", "torch.softmax(scores, dim=2)", "scores"),
@@ -29,4 +30,6 @@ MISTAKES = {
          "A.transpose(1, 2).unflatten(2, h.shape[2:])", "A.reshape(h.shape)"),
         ("when h is reshaped to rows without a transpose, so that pixels and channels mix",
          "h.flatten(2).transpose(1, 2)", "h.reshape(len(h), -1, h.shape[1])"),
-        ("with a gate of 1 + eta, which is not closed at the start", "self.eta * A", "(1 + self.eta) * A")]}
+        ("with a gate of 1 + eta, which is not closed at the start", "self.eta * A", "(1 + self.eta) * A"),
+        ("with sigmoid(eta) in place of eta, a gate which is half open at the start", "self.eta * A",
+         "torch.sigmoid(self.eta) * A")]}

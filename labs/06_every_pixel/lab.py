@@ -68,8 +68,9 @@ def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
 def best_answer(num_classes, gamma, smoothing):
     """Where L_D (Eq. 3) is lowest: the p that D should give to the true class of a real pixel. -> a float
 
-    One real pixel, alpha 1. By symmetry the other C = num_classes outputs share what is left, (1 - p) / C each. Write
-    the smoothed term of discriminator_loss for this pixel as a function of p, and find the p between 0 and 1 where it
-    is lowest, to within 0.001: by trying many p, torch.linspace(...), or by hand where you can. Use float64.
+    One real pixel, alpha 1. The other C = num_classes outputs share what is left, (1 - p) / C each (-f is convex for
+    small p, so the lowest cost is where they are equal). Write the smoothed term of discriminator_loss for this pixel
+    as a function of p, and find the p between 0 and 1 where it is lowest, to within 0.001: by trying many p,
+    torch.linspace(...), or by hand where you can. Use float64.
     """
     raise NotImplementedError("Eq. 3 with label smoothing: the p at which its real term is lowest")

@@ -57,6 +57,8 @@ MISTAKES = {
          "return (alpha[label_map] * focal_log(log_p_g[:, -1], gamma))"),
         ("with the mean over pixels in place of the sum", ".sum(dim=(1, 2)).mean()", ".mean()"),
         ("with the sum over images in place of the mean", ".sum(dim=(1, 2)).mean()", ".sum()"),
+        ("when the sum is divided by the sum of the weights, as F.cross_entropy(weight=...) does",
+         ".sum(dim=(1, 2)).mean()", ".sum() / alpha[label_map].sum()"),
         ("with the softmax over the C classes, without \"fake\"", "fake_logits.float()", "fake_logits[:, :-1].float()"),
         ("without the minus: D would be asked to be wrong", "return -(alpha", "return (alpha")],
     "best_answer": [

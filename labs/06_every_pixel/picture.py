@@ -32,7 +32,7 @@ if __name__ == "__main__":
     y = smooth["gamma 0"]                          # the others' lowest points are the lab's question
     marks = [(p[y.argmin()].item(), y.min().item(), f"{p[y.argmin()]:.2f}")]
     file = Path(__file__).with_name("picture.png")
-    both = {"x": p, "ends": (0, 1), "top": 2.0}
+    both = {"x": p, "x_name": "p of the true class", "ends": (0, 1), "top": 2.0}
     draw_curves([
         {"title": "cost of a real pixel over p, no smoothing", "curves": plain, **both},
         {"title": f"epsilon 0.1, C = {C}: where is it lowest?", "curves": smooth, "marks": marks, **both}], file)
