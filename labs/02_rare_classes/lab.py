@@ -27,8 +27,8 @@ def sampling_probabilities(presence, unknown=None):
         f_k = the smallest f_c of the classes that the image contains
         p   ~ f_k^(-1/2)
 
-    unknown: the class of unlabelled pixels, or None. It is no class here, however rare it is. An image in which there is
-    nothing else has f_k = 1. Leave the caller's table as it is: others use it, too.
+    unknown: the class of unlabelled pixels, or None. It is no class here, however rare it is. An image in which there
+    is nothing else has f_k = 1. Leave the caller's table as it is: others use it, too.
     """
     raise NotImplementedError("Sec. 4.1: p ~ f_k^(-1/2)")
 
@@ -40,8 +40,8 @@ def draw_batches(batches):
     s * batch_size and the batch_size - 1 after it. With several GPUs ("ranks") each takes an equal part of them in
     order: rank 0 the first batches.per_rank, rank 1 the next, and so on.
 
-    An epoch is N draws with replacement, N = len(batches.p). Draw n is number i = n % N of epoch e = n // N. All N draws
-    of an epoch come from one generator, which knows nothing but the seed and the epoch:
+    An epoch is N draws with replacement, N = len(batches.p). Draw n is number i = n % N of epoch e = n // N. All N
+    draws of an epoch come from one generator, which knows nothing but the seed and the epoch:
 
         order = np.random.default_rng((batches.seed, e, N)).choice(N, size=N, p=batches.p)                   (N,)
 

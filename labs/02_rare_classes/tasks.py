@@ -6,7 +6,7 @@ import numpy as np
 from data import RareClassBatches
 from labs.pieces import Task
 
-MAPS = [np.array([[1, 1, 1], [1, 1, 2]], np.uint8), np.array([[0, 0], [3, 0]], np.uint8), np.array([[4, 1, 0]], np.uint8)]
+MAPS = [np.array(labels, np.uint8) for labels in ([[1, 1, 1], [1, 1, 2]], [[0, 0], [3, 0]], [[4, 1, 0]])]
 TABLE = np.array([[1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]], bool)               # (5, 4)
 P = np.array([1, 2, 3, 4, 5]) / 15
 
