@@ -1,7 +1,8 @@
 """Draw picture.png of lab 05:   python labs/05_frozen_backbone/picture.py
 
-The standard deviation of each channel of a frozen backbone, the strongest first: raw, and conditioned. EfficientNet-Lite1
-with ImageNet's weights, which come with the packages of requirements-test.txt; eight toy scenes of 128x128.
+The standard deviation of each channel of a frozen backbone, the strongest first: raw, and conditioned.
+EfficientNet-Lite1 with ImageNet's weights, which come with the packages of requirements-test.txt; eight toy scenes of
+128x128.
 """
 import sys
 from pathlib import Path

@@ -12,10 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402, after the line that finds the project
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from losses import VGG_TAPS, ContrastiveFeatures, draw_positions  # noqa: E402
 from readers.toy import TOY_SEED, TOY_TRAIN, toy_scene  # noqa: E402
-from support.pages import draw_columns  # noqa: E402
+from support.pages import draw_columns, save_picture  # noqa: E402
 
 SCENE, SIZE, TAUS, PLACES = TOY_TRAIN + 22, 128, (0.07, 0.3, 2.0), ((24, 20), (10, 12))  # row and column at scale 1/4
 BLACK, GREEN, RED = (0, 0, 0), (0, 200, 0), (230, 0, 0)
@@ -55,4 +56,5 @@ def columns():
 if __name__ == "__main__":
     file = Path(__file__).with_name("picture.png")
     draw_columns(columns(), file)
+    save_picture(Image.open(file).convert("RGB").quantize(224), file)   # below 60 KB
     print(file)
