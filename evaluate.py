@@ -229,7 +229,8 @@ def claim_folders(args, dataset, ranks):
     Raises InputError where pictures with another manifest are there already, unless --force throws them away.
     """
     folder, manifest = args.output_dir / "pictures", args.checkpoint and {
-        "names": list(dataset.names), "checkpoint": sha256_of(args.checkpoint), "dataset": hashlib.sha256(dataset.fingerprint().encode()).hexdigest(),
+        "names": list(dataset.names), "checkpoint": sha256_of(args.checkpoint),
+        "dataset": hashlib.sha256(dataset.fingerprint().encode()).hexdigest(),
         "split": args.split, "image_size": list(dataset.image_size), "amp": args.amp,
         "noise": f"z of map i and seed s: torch.randn from a CPU generator seeded with s * {SEED_STRIDE} + i"}
     if ranks.rank == 0:

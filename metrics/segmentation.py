@@ -320,7 +320,8 @@ def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=No
         net = rank_0_first(lambda: HuggingFaceSegmenter(segmenter[3:]), ranks).to(ranks.device)
         S, where = net.classes, f"{segmenter}, resized by its own processor to {getattr(net.processor, 'size', '?')}"
     else:
-        net, where = Segmenter(load_program(segmenter, trusted), resize), f"{segmenter}, sha256 {sha256_of(segmenter)[:12]}"
+        net = Segmenter(load_program(segmenter, trusted), resize)
+        where = f"{segmenter}, sha256 {sha256_of(segmenter)[:12]}"
         S = count_classes(net.to(ranks.device), segmenter, (H, W), batch_size, ranks.device)
         at += f" resized to {resize[0]}x{resize[1]}" if resize else ""
     net.requires_grad_(False)  # exported programs have no eval(): they are exported in it

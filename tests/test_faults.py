@@ -217,7 +217,7 @@ MOMENT = ("optimiser_G", "state", 0)
 @pytest.mark.parametrize("edit, says", [
     (change("ema", "colours.weight", value=NAN), "ema.colours.weight is not finite"),
     (change(*MOMENT, "exp_avg_sq", value=NAN), "optimiser_G.state.0.exp_avg_sq is not finite"),
-    (change("G", "colours.weight", value=torch.zeros(12, 3)), r"G.colours.weight is \(12, 3, torch.float32\), expected"),
+    (change("G", "colours.weight", value=torch.zeros(12, 3)), r"G.colours.weight is \(12, 3, torch.float32\), exp"),
     (change("G", "colours.weight"), "G.colours.weight is None, expected"),
     (change("G", "other", value=torch.zeros(1)), "G.other is .* expected None"),
     (change("G", "colours.weight", value=1.5), "G.colours.weight is not what"),
@@ -225,7 +225,7 @@ MOMENT = ("optimiser_G", "state", 0)
     (change("optimiser_D"), "optimiser_D is not what it should be"),
     (change(*MOMENT, "exp_avg", value=torch.zeros(2)), "optimiser_G.state.0 is not what it should be"),
     (change(*MOMENT, "exp_avg", value=3), "optimiser_G.state.0 is not what it should be"),
-    (change("optimiser_G", "param_groups", value=[]), "optimiser_G.param_groups is not what"),
+    (change("optimiser_G", "param_groups", value=[]), "different number of parameter groups"),
     (change("optimiser_G", "param_groups", 0, "params", value=[0]), "parameter group"),
     (change("identity", "frozen", value="no"), "not of these networks"),
 ])
@@ -241,7 +241,8 @@ def test_a_checkpoint_that_is_readable_but_wrong_is_refused(kept, edit, says):
 
 
 @pytest.mark.parametrize("edit, says", [
-    (change("palette", value=[[0, 0]]), "palette.0 is not what"), (change("classes", value="sky"), "classes is not what"),
+    (change("palette", value=[[0, 0]]), "palette.0 is not what"),
+    (change("classes", value="sky"), "classes is not what"),
     (change("image_size", value=[32]), "image_size is not what"), (change("ema"), "ema is not what it should be"),
     (change("generator", value={"widths": 3}), "not an EMA file"),
     (change("ema", "first.weight", value=NAN), "first.weight is not finite")])
@@ -294,8 +295,8 @@ def test_a_run_that_was_killed_before_its_first_save_begins_anew(tmp_path):
 def test_two_runs_in_one_folder(kept, monkeypatch):
     """The other process ends by SIGKILL, and its lock with it."""
     holds = "import sys, time; from support import runs, ranks; import torch\n" \
-            "runs.open_folder(sys.argv[1], ranks.Ranks(torch.device('cpu'))); print('held', flush=True)\n" \
-            "import os; os.fork(); time.sleep(600)"  # and a child of it lives on, as a loader process may
+            "runs.open_folder(sys.argv[1], ranks.Ranks(torch.device('cpu')))\n" \
+            "import os; os.fork() and print('held', flush=True); time.sleep(600)"  # a child that lives on
     monkeypatch.setattr(runs, "LOCKS", {})  # closed before, which gives this process's lock back
     other, before = start("-c", holds, kept, group=True), contents(kept)
     assert other.stdout.readline() == "held\n"
@@ -495,7 +496,7 @@ def test_compare_scores_each_setting_by_itself(tmp_path, monkeypatch):
         made.append(words)
         folder = Path(words[words.index("--output-dir") + 1])
         folder.mkdir(exist_ok=True)
-        (folder / ("eval.json" if "--samples" in words else "ema_0000009.pt")).write_text("{}")
+        (folder / ("eval.json" if "--samples" in words else "ema_0000009.pt")).write_text('{"scores": {}}')
     monkeypatch.setattr(compare, "call", call_here)
     words = ["--rows", "table6-dp-sims", "--steps", "9", "--output-dir", str(tmp_path), "--samples"]
     for more, commands in ((["2"], 2), (["2"], 2), (["3"], 3)):

@@ -565,14 +565,14 @@ BAD = [  # layout, the file (0 picture, 1 label map, 2 instances, or its path), 
     # pictures of another mode, and colours of no class
     ("ade20k", 1, ["RGB", "one channel", "greyscale"], RGB),
     ("ade20k", 1, ["2 or 4 bits", "8 bits"], grey_png_of_4_bits()),            # 1 would be read as 17
-    ("folder", 1, ["RGB", "one channel", "palette.txt"], RGB), ("folder", 1, ["F", "save it as"], FLOAT),
+    ("folder", 1, ["RGB", "one channel", "palette.txt"], RGB), ("folder", 1, ["none of PNG, BMP"], FLOAT),
     ("coloured", 1, ["RGBA", "save it as"], Image.fromarray(RGB).convert("RGBA")),
     ("coloured", 1, ["(7, 7, 7)", "palette", "add them"], RGB + np.uint8(7)),
     ("coloured", 1, ["(0, 0, 0)", "20 in all", "without smoothing"], RGB + np.arange(20, dtype=np.uint8)[:, None]),
     ("coloured", 1, ["(9, 9, 9)", "no class's colour"], INDICES),
     ("cityscapes", 2, ["16-bit"], GREY + np.uint8(255)),
     ("cityscapes", 2, ["one channel", "greyscale PNG"], RGB), ("folder", 2, ["one channel", "greyscale PNG"], RGB),
-    ("folder", 2, ["F", "greyscale PNG"], FLOAT), ("cityscapes", 0, ["mode F", "8 bits", "convert it"], FLOAT),
+    ("folder", 2, ["none of PNG, BMP"], FLOAT), ("cityscapes", 0, ["none of PNG, JPEG"], FLOAT),
     ("cityscapes", 0, ["I;16", "8 bits", "convert it"], GREY.astype(np.uint16)),
     ("folder", SAME_NAME, ["same name", ".jpg", "remove one"], RGB),
     # lists of colours and of classes

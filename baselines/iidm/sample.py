@@ -189,7 +189,8 @@ def write_for_scores(model, maps, read, args, ranks):
     folder, seed, looks, names = args.output_dir, args.seeds[0], hashlib.sha256(), [name for name, _, _ in maps]
     for name, label_map, _ in maps:
         looks.update(label_map.numpy().tobytes() + read(name, seed).numpy().tobytes())
-    manifest = {"names": names, "checkpoint": sha256_of(args.checkpoint), "ensemble": args.ensemble and sha256_of(args.ensemble),
+    manifest = {"names": names, "checkpoint": sha256_of(args.checkpoint),
+                "ensemble": args.ensemble and sha256_of(args.ensemble),
                 "inference": args.inference._asdict(), "label maps or references": looks.hexdigest(), "amp": args.amp,
                 "noise": f"of map i: torch.randn from a CPU generator seeded with {seed} * {SEED_STRIDE} + i"}
     if ranks.rank == 0:
