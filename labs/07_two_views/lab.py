@@ -78,7 +78,8 @@ def blind_direction(weight):
     """How to cheat Eq. 6: a direction of G^f that the last convolution does not see. (3, C_f, 3, 3) -> u (C_f,)
 
     If G adds c(x, y) u to G^f, with any number c at each pixel, L_Div falls and no pixel of the picture changes. So
-    each of the 27 filters weight[o, :, i, j], a vector of C_f numbers, must have the product 0 with u. C_f is more than 27.
+    each of the 27 filters weight[o, :, i, j], a vector of C_f numbers, must have the product 0 with u. C_f is more
+    than 27.
     u has length 1. Look at torch.linalg.svd: its last row Vh[-1] belongs to the smallest singular value.
     """
     raise NotImplementedError("Eq. 6: a direction in which G^f moves and the picture does not")
