@@ -56,6 +56,7 @@ def open_model(args):
 
 def main(argv):
     args = parse_options(argv)
+    print(f"paint: loading {args.checkpoint} ...", flush=True)
     model = open_model(args)
     try:
         server = Server((args.host, args.port), model)

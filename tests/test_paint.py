@@ -430,7 +430,7 @@ def test_the_brush_changes_the_picture_and_undo_gives_it_back(page):
 def test_every_tool(page):
     click(page, "own")  # no instances: a pixel is its class
     page.run("document.querySelector('#scenes button:last-child').click()")
-    assert (labels_of(page) == 0).all(), "the blank map"
+    assert (labels_of(page) == 0).all() and page.run("return label") != 0, "the blank map, and a class to be seen on it"
     choose(page, "grass")
     page.keys("r")
     page.drag((0.01, 0.52), (0.99, 0.99))
@@ -457,6 +457,13 @@ def test_every_tool(page):
         page.drag((place, 0.5), (place, 0.8))
         found = labels_of(page)
         assert len(set(found[found & 255 == toy.HOUSE])) == houses and found.max() >> 16 == houses
+    choose(page, "sky")
+    page.keys("r")
+    page.drag((0.2, 0.6), (0.2, 0.6))
+    choose(page, "house")
+    page.keys("f")
+    page.drag((0.2, 0.6), (0.2, 0.6))
+    assert (labels_of(page) == found).all(), "a hole that is filled joins the house around it"
     assert not page.problems()
 
 
@@ -476,8 +483,12 @@ def test_seeds_sheet_slider_and_animation(page):
     click(page, "eight")
     wait_for(page, "!sheetJobs.length && !drawingNow")
     assert page.run("return new Set([...document.querySelectorAll('#sheet canvas')].map(c => c.toDataURL())).size") == 8
+    click(page, "others")
     page.run("document.querySelector('#sheet button').click()")
-    assert page.picture() != first and page.run("return drawing.seed") == 1
+    assert page.picture() != first and page.run("return drawing.seed") == 9, "eight others"
+    page.keys("n")
+    assert page.run("return document.querySelector('#sheet button').textContent - drawing.seed") == 1, "and around another"
+    page.run("change({seed: 1})")
     page.run("t.value = 0.5; t.oninput(); t.onchange()")  # from seed 1 to seed 1
     end = page.picture()
     page.run("seed.value = 0; seed.onchange(); t.value = 1; t.oninput(); t.onchange()")
@@ -521,21 +532,21 @@ def test_saved_and_opened_again_it_is_the_same_picture(page, server, tmp_path):
     page.keys("g")
     page.drag((0.5, 0.3), (0.5, 0.3))
     page.keys("n")
-    picture, found = page.picture(), labels_of(page)
+    picture, found, seed = page.picture(), labels_of(page), page.run("return drawing.seed")
     assert found.max() > 0xffff, "instances and areas"
     for name in ("labels", "instances"):
         (tmp_path / f"{name}.png").write_bytes(download(page, f"save{name.title()}", f"{name}.png"))
     assert (read_labels(tmp_path / "labels.png", classes_of_values(11, False)) == found & 255).all()
     assert (read_instances(tmp_path / "instances.png") == found >> 16).all()
-    assert pixels(download(page, "savePicture", "picture.png")).shape == (32, 32, 3)
-    assert pixels(download(page, "saveBoth", "side_by_side.png")).shape[:2] == (32, 64)
-    download(page, "saveDrawing", "drawing.json")
+    assert pixels(download(page, "savePicture", f"picture_seed{seed}.png")).shape == (32, 32, 3)
+    assert pixels(download(page, "saveBoth", f"side_by_side_seed{seed}.png")).shape[:2] == (32, 64)
+    download(page, "saveDrawing", f"drawing_seed{seed}.json")
     click(page, "link")
     wait_for(page, "location.hash.length > 9 && document.getElementById('status').textContent.includes('link')")
     link = page.run("return location.href")
     assert page.open(f"http://127.0.0.1:{server.server_port}/") != picture
     field = page.call("/element", {"using": "css selector", "value": "#file"})
-    page.call(f"/element/{list(field.values())[0]}/value", {"text": str(page.downloads / "drawing.json")})
+    page.call(f"/element/{list(field.values())[0]}/value", {"text": str(page.downloads / f"drawing_seed{seed}.json")})
     wait_for(page, "past.length === 1")
     assert page.picture() == picture and (labels_of(page) == found).all()
     assert page.open(link) == picture and (labels_of(page) == found).all()
