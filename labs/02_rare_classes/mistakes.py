@@ -23,7 +23,7 @@ MISTAKES = {
          "(presence * f).max(axis=1).clip(0.01)"),
         ("with the product over all classes of the image", ".min(axis=1)", ".prod(axis=1)"),
         ("with the rarest class of the whole dataset, also where the image does not contain it",
-         "np.where(presence, f, 1.0)", "(f + 0 * presence)"),
+         "np.where(presence, f, 1.0)", "(f + 0 * presence).clip(0.01)"),
         ("when the unknown class counts like the others", "presence[:, unknown] = False", "pass"),
         ("when the unknown class is crossed out in the caller's table, too", "np.array(presence, dtype=bool)",
          "np.asarray(presence, dtype=bool)"),

@@ -35,7 +35,7 @@ def attention_is_left_out_where_there_is_none(label_block):
 
 
 def every_block_reads_the_one_before_it(label_pyramid):
-    blocks = [lambda h, w, i=i: 10 * h + w + i for i in (1, 2, 3)]
+    blocks = [lambda h, w, _=None, i=i: 10 * h + w + i for i in (1, 2, 3)]
     pyramid = SimpleNamespace(stem=lambda x: x + 5, blocks=blocks)
     found = label_pyramid(pyramid, torch.tensor([1.0]), torch.tensor([0.5]))
     assert isinstance(found, (list, tuple)), "a list of the maps h_1 ... h_L was expected"
