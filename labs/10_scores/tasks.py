@@ -49,6 +49,11 @@ def two_classes_by_hand(intersection_over_union):
                                msg=lambda text: "IoU of [picture, class]\n")
 
 
+def an_absent_class_is_nan(intersection_over_union):
+    found = intersection_over_union(torch.tensor([[5, 0, 1], [0, 0, 0]]))[1].item()
+    assert math.isnan(found), f"NaN was expected for a class that is nowhere, {found} came"
+
+
 IOU = "test_metrics.py::test_iou_of_classes_that_are_not_in_the_truth"
 TASKS = [
     Task("by_hand", None, "the handout, \"Two Gaussians\"", [it_is_the_formula_for_diagonal_covariances]),
@@ -60,4 +65,4 @@ TASKS = [
     Task("confusions", "metrics.segmentation.confusions", "Sec. 4.1, mIoU",
          [every_pixel_is_counted_in_its_place, "test_metrics.py::test_miou_is_that_of_plain_loops"]),
     Task("intersection_over_union", "metrics.segmentation.intersection_over_union", "Sec. 4.1, mIoU",
-         [two_classes_by_hand, IOU])]
+         [two_classes_by_hand, an_absent_class_is_nan, IOU])]
