@@ -67,10 +67,14 @@ def refresh_ema(ema, G, batches):
 def save(run, step, args, ranks):
     """Write run.folder / "latest.pt": all that the next step depends on, to go on bit for bit. -> None. Rank 0 alone.
 
-    A dict with "step": step, "identity": run.identity, "options": vars(args) (they are compared on resume), and
-    the state_dict() of run.G, run.ema, run.optimiser_G and run.optimiser_D under "G", "ema", "optimiser_G",
-    "optimiser_D". "D" and "P" are support.runs.trained(run.D) and (run.P): a state dict without the frozen backbone.
-    support.checkpoints.save_checkpoint(state, file) leaves a whole file, or the old one. ranks.rank is 0 for one of
-    the processes.
+    A dict with
+        "step": step, "identity": run.identity, "options": vars(args), "files": support.runs.files_of(run.dataset)
+        "G", "optimiser_G", "optimiser_D"      the state_dict() of run.G, run.optimiser_G and run.optimiser_D
+        "D", "P"                               support.runs.trained(run.D) and (run.P): without the frozen backbone
+        "ema"                                  G's state dict, with run.ema.named_parameters() in place of G's own
+    The average needs no buffers of its own here: refresh_ema makes them, whenever they are needed.
+
+    support.checkpoints.save_checkpoint(state, file, previous) leaves a whole file, or the old one; `previous`,
+    run.folder / "latest_previous.pt", gets the one before. All ranks call ranks.wait() at the end.
     """
     raise NotImplementedError("resume: everything that the next step depends on")

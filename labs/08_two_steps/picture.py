@@ -51,7 +51,8 @@ if __name__ == "__main__":
     draw_curves([
         {"title": "the smallest GAN: theta over steps", "x": range(1, STEPS + 1), "ends": (0, STEPS), "top": 2.5,
          "curves": {"G's number": theta, "its average": average}},
-        {"title": "share of the start left, over thousands of steps", "x": [n / 1000 for n in range(0, 20_000, 50)], "ends": (0, 20), "top": 1.0,
+        {"title": "share of the start left, over thousands of steps",
+         "x": [n / 1000 for n in range(0, 20_000, 50)], "ends": (0, 20), "top": 1.0,
          "curves": {"d = min(0.9999, (1 + step) / (10 + step))": with_warm_up[::50], "d = 0.9999": without[::50]},
          "marks": [(9.2, without[9199], f"step 9200: {without[9199]:.2f}")]}], file)
     print(file)

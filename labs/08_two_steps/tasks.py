@@ -168,7 +168,14 @@ def it_ends_as_it_will_be_used(refresh_ema):
 
 # ------------------------------------------------------------------------------------------- resume
 
-ALONE = SimpleNamespace(rank=0, world=1, say=print)
+ALONE = SimpleNamespace(rank=0, world=1, say=print, wait=lambda: None)
+
+
+class Files:
+    """In place of a dataset."""
+
+    def fingerprint(self):
+        return "tiny"
 
 
 def a_run(folder, seed):
@@ -178,8 +185,8 @@ def a_run(folder, seed):
     D.backbone.load_state_dict({"weight": torch.arange(12).view(4, 3) / 12, "bias": torch.zeros(4)})
     adam = [torch.optim.Adam([p for p in params if p.requires_grad], 0.01, (0.0, 0.99))
             for params in ([*G.parameters(), *P.parameters()], D.parameters())]
-    return runs.Run(folder, None, None, None, G, D, P, nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), *adam, "", {},
-                    {"model": "tiny"}, None)
+    ema = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    return runs.Run(folder, Files(), None, None, G, D, P, ema, *adam, "", {}, {"model": "tiny"}, None)
 
 
 def train(run, first, last):
@@ -210,7 +217,8 @@ def in_a_folder(test):
 
 def numbers(run):
     """{name: all its numbers in a row}"""
-    nets = {name: getattr(run, name).state_dict().values() for name in ("G", "D", "P", "ema")}
+    nets = {name: getattr(run, name).state_dict().values() for name in ("G", "D", "P")}
+    nets["ema"] = [p.detach() for p in run.ema.parameters()]
     for name in ("optimiser_G", "optimiser_D"):
         nets[name] = [t for state in getattr(run, name).state_dict()["state"].values() for t in state.values()]
     return {name: torch.cat([t.flatten().double() for t in tensors]) for name, tensors in nets.items()}
@@ -244,8 +252,11 @@ def the_file_has_what_a_resume_compares_and_no_backbone(save, folder):
 
 @in_a_folder
 def other_ranks_write_nothing(save, folder):
-    save(a_run(folder, 0), 2, SimpleNamespace(lr=0.01), SimpleNamespace(rank=1, world=2))
+    waited = []
+    save(a_run(folder, 0), 2, SimpleNamespace(lr=0.01), SimpleNamespace(
+        rank=1, world=2, wait=lambda: waited.append(1)))
     assert not list(folder.iterdir()), "rank 1 was expected to write nothing, a file came"
+    assert waited, "each rank was expected to call ranks.wait(), it did not"
 
 
 TASKS = [
