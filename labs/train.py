@@ -40,7 +40,7 @@ def main(argv, labs=LABS):
     for lab in opened:
         for task in (t for t in lab.tasks if t.target):
             whose = f"yours, {task.name} in {lab.folder.name}" if task.target in yours else "the project's"
-            print(f"  {task.target:<42}{whose}")
+            print(f"  {task.target:<46}{whose}")
     with put_in(yours):
         try:
             train.train(args, train.DP_SIMS)
