@@ -12,6 +12,7 @@ import inspect
 import re
 import signal
 import sys
+import warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -29,6 +30,7 @@ try:
 except ImportError:
     pytest = None
 
+warnings.filterwarnings("ignore", "Unknown pytest.mark")  # of the plugin that is not needed here
 SECONDS = 60  # of the processor's time, for one task; the project's own pieces need less than one
 NOT_NEEDED = ("terminal", "cacheprovider", "faulthandler", "warnings", "unraisableexception", "threadexception")
 QUIET = (*(word for name in NOT_NEEDED for word in ("-p", f"no:{name}")), "--capture=no", "--rootdir", str(ROOT))
