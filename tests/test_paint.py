@@ -283,8 +283,8 @@ def test_only_this_machines_names_are_known(server):
     ("--checkpoint EMA --port TAKEN", "cannot be served (Address already in use); another --port"),
     ("--checkpoint EMA --port 0 --host 203.0.113.7", "--host 203.0.113.7")])
 def test_what_does_not_fit_gets_one_line(checkpoint, server, tmp_path, arguments, message):
-    torch.save({"architecture": "iidm"}, tmp_path / "iidm.pt")
     trained = torch.load(checkpoint, weights_only=True)
+    torch.save({**trained, "architecture": "iidm"}, tmp_path / "iidm.pt")
     torch.save({**trained, "classes": trained["classes"][1:]}, tmp_path / "other.pt")
     for name, value in (("EMA", checkpoint), ("IIDM", tmp_path / "iidm.pt"), ("OTHER", tmp_path / "other.pt"),
                         ("TAKEN", server.server_port)):
@@ -318,7 +318,7 @@ class Browser:
     def call(self, path, body=None, method=None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.at + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
             return json.load(answer)["value"]
 
     def run(self, script, *arguments):
