@@ -487,7 +487,8 @@ def test_seeds_sheet_slider_and_animation(page):
     page.run("document.querySelector('#sheet button').click()")
     assert page.picture() != first and page.run("return drawing.seed") == 9, "eight others"
     page.keys("n")
-    assert page.run("return document.querySelector('#sheet button').textContent - drawing.seed") == 1, "and around another"
+    of_next = "return document.querySelector('#sheet button').textContent - drawing.seed"
+    assert page.run(of_next) == 1, "and around another"
     page.run("change({seed: 1})")
     page.run("t.value = 0.5; t.oninput(); t.onchange()")  # from seed 1 to seed 1
     end = page.picture()
