@@ -23,7 +23,8 @@ def trained_parameters(*nets):
 
 
 def two_steps(generator_losses, discriminator_losses, G, D, optimiser_G, optimiser_D, parts):
-    """One step of training: (1) G minimises its losses (Eq. 4, 5, 6), (2) D minimises its own (Eq. 3). -> None
+    """One step of training: (1) G minimises its losses (Eq. 4, 5, 6), (2) D minimises its own (Eq. 3).
+    -> (loss of G, loss of D) of this step, as floats, for a log
 
         (1) for each part:   terms, image = generator_losses(G, D, part)      image = G(...), of the G before its update
         (2) for each part:   terms = discriminator_losses(D, part, image)     with the image of (1)

@@ -6,22 +6,26 @@ SOLUTIONS: of the piece that the project has only inside train.loop.
 
 SOLUTIONS = {"two_steps": """
 def two_steps(generator_losses, discriminator_losses, G, D, optimiser_G, optimiser_D, parts):
-    D_parameters, made = optimiser_D.param_groups[0]["params"], []
+    D_parameters, made, losses = optimiser_D.param_groups[0]["params"], [], [0.0, 0.0]
     for p in D_parameters:
         p.requires_grad_(False)
     optimiser_G.zero_grad()
     for part in parts:
         terms, image = generator_losses(G, D, part)
-        (sum(terms.values()) / len(parts)).backward()
+        L_G = sum(terms.values()) / len(parts)
+        L_G.backward()
+        losses[0] += L_G.item()
         made.append(image.detach())
     optimiser_G.step()
     for p in D_parameters:
         p.requires_grad_(True)
     optimiser_D.zero_grad()
     for part, image in zip(parts, made):
-        L_D = sum(discriminator_losses(D, part, image).values())
-        (L_D / len(parts)).backward()
+        L_D = sum(discriminator_losses(D, part, image).values()) / len(parts)
+        L_D.backward()
+        losses[1] += L_D.item()
     optimiser_D.step()
+    return tuple(losses)
 """}
 D_FIRST = """optimiser_D.zero_grad()
     for part in parts:
@@ -32,8 +36,9 @@ D_FIRST = """optimiser_D.zero_grad()
     for part in parts:
         (sum(generator_losses(G, D, part)[0].values()) / len(parts)).backward()
     optimiser_G.step()
+    return 0.0, 0.0
 """
-BODY = SOLUTIONS["two_steps"].split("], []\n    ")[1]
+BODY = SOLUTIONS["two_steps"].split("0.0]\n    ")[1]
 MISTAKES = {
     "trained_parameters": [
         ("with the frozen parameters, too", " if p.requires_grad", ""),
@@ -51,9 +56,10 @@ MISTAKES = {
         ("when D's gradients of the step before are not cleared", "optimiser_D.zero_grad()", "pass"),
         ("when G's gradients are cleared before each part: the last part alone counts",
          "optimiser_G.zero_grad()\n    for part in parts:", "for part in parts:\n        optimiser_G.zero_grad()"),
-        ("with the sum over the parts in place of the mean, for G", "sum(terms.values()) / len(parts)",
-         "sum(terms.values())"),
-        ("with the sum over the parts in place of the mean, for D", "L_D / len(parts)", "L_D"),
+        ("with the sum over the parts in place of the mean, for G", "L_G = sum(terms.values()) / len(parts)",
+         "L_G = sum(terms.values())"),
+        ("with the sum over the parts in place of the mean, for D",
+         ".values()) / len(parts)\n        L_D", ".values())\n        L_D"),
         ("when G is moved after each part", "made.append(image.detach())",
          "made.append(image.detach())\n        optimiser_G.step()\n        optimiser_G.zero_grad()"),
         ("with the first term of G's losses alone", "sum(terms.values())", "next(iter(terms.values()))"),

@@ -60,6 +60,7 @@ def moved_by_hand(G, D, parts):
     with torch.no_grad():
         for p, g in zip(theta + psi, both[0] + both[1]):
             p -= LR * g
+    return L_G.item(), L_D.item()
 
 
 def each_network_moves_by_its_own_gradient(two_steps):
@@ -67,11 +68,12 @@ def each_network_moves_by_its_own_gradient(two_steps):
     mine_G, mine_D = copy.deepcopy(G), copy.deepcopy(D)
     optimisers = sgd(mine_G), sgd(mine_D)
     for step in (1, 2):
-        moved_by_hand(G, D, parts)
-        two_steps(generator_losses, discriminator_losses, mine_G, mine_D, *optimisers, parts)
+        expected_losses = moved_by_hand(G, D, parts)
+        losses = two_steps(generator_losses, discriminator_losses, mine_G, mine_D, *optimisers, parts)
         for name, mine, net in (("G", mine_G, G), ("D", mine_D.head, D.head)):
             flat, expected = (torch.cat([p.detach().flatten() for p in n.parameters()]) for n in (mine, net))
             torch.testing.assert_close(flat, expected, msg=lambda text: f"the weights of {name} after step {step}\n")
+        torch.testing.assert_close(tuple(losses), expected_losses, msg=lambda text: f"both losses of step {step}\n")
 
 
 def only_the_trained_part_of_d_asks_for_gradients(two_steps):
