@@ -250,7 +250,7 @@ def test_a_bad_file_ends_the_training_with_one_line(tmp_path, workers):
     args = SimpleNamespace(**{**vars(ARGS), "workers": workers})
     with pytest.raises(InputError) as error:
         next(training_batches(opened(root, "ade20k"), np.full(3, 1 / 3), 0, 1, args, Ranks(torch.device("cpu"))))
-    assert re.fullmatch(rf"{re.escape(str(root))}\S+\.png: cannot be read as a picture .*", str(error.value))
+    assert re.fullmatch(rf"{re.escape(str(root))}\S+\.png: cannot be read as a picture.*", str(error.value))
 
 
 # ------------------------------------------------------------------------------------------- the presence cache
