@@ -238,7 +238,7 @@ def test_folders_that_cannot_be_scored(tmp_path, inception_weights, fake, messag
     (nn.Conv2d(3, 2, 1), "--metrics miou --segmenter FILE --segmenter-labels LABELS",
      "2 numbers, among them [99]; expected 2"),
     (nn.Flatten(), "--metrics miou --segmenter FILE", "gives no scores of shape"),
-    (b"no", "--metrics miou --segmenter FILE", "neither a TorchScript file"),
+    (b"no", "--metrics miou --segmenter FILE", "not a TorchScript file"),
     (nn.Linear(2, 2).state_dict(), "--metrics fid --inception-weights FILE", "weights of another network"),
     ("torchvision's", "--metrics fid --inception-weights FILE", "(1000"),
     (None, "--metrics fid --inception-weights FILE", "cannot be read as a state dict"),
