@@ -243,7 +243,6 @@ def train(args, system):
     if args.lambda_d > 0 and micro % args.diversity_every:
         raise InputError(f"--diversity-every {args.diversity_every}: the pictures in memory at once, {micro}, must be "
                          f"a multiple of it; give 1, or another --micro-batch-size")
-    rank_0_first(lambda: find_weights(args), ranks)
     dataset, validation, folder, probabilities = open_run(args, ranks)
     G, D, P, architecture, options = system.build_networks(args, dataset, probabilities, folder, ranks)
     G, D, P = (net and synchronise_batch_norm(net, ranks).to(ranks.device, memory_format=torch.channels_last)
@@ -270,6 +269,7 @@ def open_run(args, ranks):
     """-> (training set, validation set, run folder, p of each training picture (N,)). Raises InputError."""
     dataset, validation = (open_dataset(args.dataset, args.data_path, split, args.image_size, args.seed,
                                         args.offsets == "on") for split in ("train", "val"))
+    rank_0_first(lambda: find_weights(args), ranks)
     folder = runs.open_folder(args.output_dir, ranks)
     probabilities = training_probabilities(dataset, args.sampling, folder / "class_presence.npz", ranks)
     return dataset, validation, folder, probabilities

@@ -54,10 +54,13 @@ class Pictures:
         return read_labels(self.files[index][1], self.class_of, self.colours)
 
     def fingerprint(self):
-        """A text that changes with the list of files, their sizes and their times."""
+        """A text that changes with the list of files, their sizes and their times. Raises InputError for a dead link."""
         lines = [repr(None if self.colours is None else self.colours.tolist())]
         for file in (file for files in self.files for file in files[:2]):
-            stat = file.stat()
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise InputError(f"{file}: cannot be read ({error.strerror}); replace or remove it") from None
             lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
         return "\n".join(lines)
 

@@ -10,7 +10,6 @@ from generator import Generator
 from support import checkpoints
 from support.errors import InputError, run_script
 from support.optimisation import lr_factor, refresh_ema, update_ema
-from support.weights import build_frozen
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -32,13 +31,6 @@ def test_metrics_of_unsaved_steps_are_dropped(tmp_path):
     file.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"st')
     checkpoints.keep_steps_up_to(10, file)
     assert file.read_text() == '{"step": 5}\n{"step": 10}\n'
-
-
-def test_missing_imagenet_weights_name_the_file_and_the_flag():
-    def no_network():
-        raise OSError("no network")
-    with pytest.raises(InputError, match=r"https://\S+convnext_large\S+\.pth .*--backbone-weights FILE"):
-        build_frozen(no_network, "convnext_large", "imagenet", "--backbone-weights")
 
 
 @pytest.fixture
