@@ -54,7 +54,7 @@ class Pictures:
         return read_labels(self.files[index][1], self.class_of, self.colours)
 
     def fingerprint(self):
-        """A text that changes with the list of files, their sizes and their times. Raises InputError for a dead link."""
+        """A text that changes with the list of files, their sizes and times. Raises InputError for a dead link."""
         lines = [repr(None if self.colours is None else self.colours.tolist())]
         for file in (file for files in self.files for file in files[:2]):
             try:
