@@ -58,7 +58,7 @@ PAPER = dict(
 # PAPER: no training length. / HERE: OASIS's 200 epochs of ADE20K (20,210 images, 64 a step: the 63,000 above), 100 of
 # COCO-Stuff; Cityscapes 60,000 steps, as its 200 epochs are only 9,300. / WHY: Table 1 compares with OASIS.
 OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000, image_size="256x512")}
-# Found by measuring (RESULTS.md): toy scenes in about eight minutes on two CPU cores; a few hundred photos in an hour.
+# Found by measuring (RESULTS.md): toy scenes in a quarter of an hour on two CPU cores; photos in half an hour.
 TOY = dict(
     image_size="64", steps=2000, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
     anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[1200, 2000],
