@@ -105,37 +105,36 @@ def open_checkpoint(args, ranks, generators):
 
 def open_folders(args):
     """--fake with --dataset or --real -> Scored. Raises InputError where the pictures do not fit together."""
-    seeds, (H, W) = open_seeds(args.fake) if args.dataset else ([], open_pictures(args.fake, "--fake")[1])
+    found, (H, W) = open_seeds(args.fake) if args.dataset else open_pictures(args.fake, "--fake")
     if args.image_size not in (None, (H, W)):
         raise InputError(f"--fake {args.fake}: pictures of {H}x{W} (height x width), not {args.image_size[0]}x"
                          f"{args.image_size[1]}; generated pictures are scored as they are")
     if args.dataset:
         dataset = open_dataset(args.dataset, args.data_path, args.split, (H, W), instances=False)
         names = dataset.names[:args.count or None]
-        for files in seeds:
+        for files in found:
             alone = [name for name in names if name not in files]
             if alone:
                 raise InputError(f"--fake {args.fake}: no picture of {len(alone)} of the {len(names)} label maps, such "
                                  f"as {alone[0]}.png; expected one named as each label map (--count N for the first N)")
-        args.samples = args.samples or len(seeds)
-        if "diversity" in args.metrics and not 2 <= args.samples <= len(seeds):
-            raise InputError(f"--metrics diversity: {len(seeds)} pictures a map in {args.fake}; expected "
+        args.samples = args.samples or len(found)
+        if "diversity" in args.metrics and not 2 <= args.samples <= len(found):
+            raise InputError(f"--metrics diversity: {len(found)} pictures a map in {args.fake}; expected "
                              f"{max(args.samples, 2)} or more, as NAME_seed000.png or seed000/NAME.png")
-        return with_label_maps(args, dataset, f"{suffixes(seeds[0])} files",
-                               lambda i, seed=0: read_rgb(seeds[seed][dataset.names[i]]))
+        return with_label_maps(args, dataset, f"{suffixes(found[0])} files",
+                               lambda i, seed=0: read_rgb(found[seed][dataset.names[i]]))
 
-    files = open_pictures(args.fake, "--fake")[0]
     real_files, real_size = open_pictures(args.real, "--real", args.image_size)
     if real_size != (H, W):
         raise InputError(f"--real {args.real}: pictures of {real_size[0]}x{real_size[1]} (height x width), those of "
                          f"--fake are {H}x{W}; --image-size {H}x{W} resizes them")
-    fake, real = list(files.values()), list(real_files.values())
+    fake, real = list(found.values()), list(real_files.values())
 
     def read_real(i):
         picture = read_rgb(real[i])
         return np.array(Image.fromarray(picture).resize((W, H), Image.BICUBIC)) if args.image_size else picture
     stats = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in real)
-    how = f"; files {suffixes(files)} generated, {suffixes(real_files)} real" + (
+    how = f"; files {suffixes(found)} generated, {suffixes(real_files)} real" + (
         "; real pictures resized bicubic" if args.image_size else ", as they are")
     return Scored((H, W), len(fake), lambda i: read_rgb(fake[i]), read_real, len(real), stats, how)
 

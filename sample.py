@@ -127,11 +127,7 @@ def read_maps(args, checkpoint, image_size):
         raise InputError("--labels and --instances: give two folders, or two PNGs")
     if has_offsets and not args.instances:
         print("this model takes instance offsets; without --instances every one of them is 0")
-    meaning = MEANINGS.get(checkpoint["dataset"], Meaning())
-    class_of = classes_of_values(len(checkpoint["classes"]), meaning.last_is_255)
-    colours = np.array(checkpoint["palette"], np.uint8)
-    if len(np.unique(colours, axis=0)) < len(colours):
-        colours = None  # two classes share a colour
+    meaning, class_of, colours = how_to_read(checkpoint)
     for file in files_of(args.labels)[:args.count or None]:
         labels = read_labels(file, class_of, colours)                                # (h, w)
         window = np.ix_(nearest(labels.shape[0], H), nearest(labels.shape[1], W))
@@ -150,6 +146,14 @@ def names_of(args, checkpoint, image_size):
     if args.dataset:
         return open_fitting(checkpoint, args.dataset, args.data_path, args.split, image_size).names[:args.count or None]
     return [file.stem for file in files_of(args.labels)[:args.count or None]]
+
+
+def how_to_read(checkpoint):
+    """A label map of one's own for this generator -> the Meaning of its files, class_of and the colours of
+    read_labels, None where two classes share one."""
+    meaning, colours = MEANINGS.get(checkpoint["dataset"], Meaning()), np.array(checkpoint["palette"], np.uint8)
+    class_of = classes_of_values(len(checkpoint["classes"]), meaning.last_is_255)
+    return meaning, class_of, colours if len(np.unique(colours, axis=0)) == len(colours) else None
 
 
 def files_of(path):

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 import torchvision
 
 from metrics import to_tensor
-from support.errors import InputError
 from support.ranks import batches, read_ahead, sum_over_ranks
-from support.weights import fit, load_timm, load_weights
+from support.weights import explained, fit, load_timm, load_weights
 
 ALEXNET_URL = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
 LPIPS_URL = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth"
@@ -81,10 +80,7 @@ def load_lpips(alexnet_weights, lpips_weights, device):
     """--alexnet-weights, --lpips-weights: download or a FILE -> LPIPS; None where one is "none"; lite0 ->
     LiteDistance. Raises InputError."""
     if alexnet_weights == "lite0":
-        try:
-            return LiteDistance().to(device)
-        except ValueError as error:
-            raise InputError(f"--alexnet-weights lite0: {error}") from None
+        return explained(LiteDistance, "--alexnet-weights lite0").to(device)
     if "none" in (alexnet_weights, lpips_weights):
         return None
     instead = "use --alexnet-weights lite0, a distance of another name, or none, for the difference of pixels alone"

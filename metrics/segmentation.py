@@ -24,7 +24,7 @@ from support.checkpoints import is_whole, read_torch, save_checkpoint, sha256_of
 from support.errors import InputError
 from support.options import AT_LEAST_0, number, size
 from support.ranks import Ranks, batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
-from support.weights import has_lite, load_timm
+from support.weights import explained, has_lite, load_timm
 
 STEPS, BATCH, LR, SAMPLES = 1200, 8, 1e-2, 2000  # --segmenter small
 LITE_STEPS, LITE_LR, LITE_WIDTH = 600, 2e-3, 96   # --segmenter lite0; its encoder learns at a tenth of the rate
@@ -301,10 +301,8 @@ def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
         "torchvision's LRASPP on a small RegNet")
     where = f"{net}, trained on the {len(training)} real training pictures of {name} ({settings})"
     mapping, how = class_mapping(K, training, kind, None)
-    try:
-        return rank_0_first(build, ranks), mapping.to(ranks.device), protocol(where, f"{H}x{W}", how)
-    except ValueError as error:
-        raise InputError(f"--segmenter {kind}: {error}") from None
+    built = explained(lambda: rank_0_first(build, ranks), f"--segmenter {kind}")
+    return built, mapping.to(ranks.device), protocol(where, f"{H}x{W}", how)
 
 
 def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=None, trusted=False):

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import MEANINGS, nearest, offset_maps
+from data import nearest, offset_maps
 from generator import z_of_seed
 from paint.scenes import draw_scenes
 from readers import coco_stuff
-from readers.images import MAPS, Meaning, classes_of_values, read_labels
+from readers.images import MAPS, read_labels
 from readers.toy import FORMS
-from sample import mix
+from sample import how_to_read, mix
 from support.errors import InputError
 from support.pages import to_pixels
 
@@ -115,7 +115,7 @@ class Model:
         self.G, self.device, self.maps = G, device, maps
         self.dataset, self.classes, self.size = checkpoint["dataset"], checkpoint["classes"], checkpoint["image_size"]
         self.palette = np.array(checkpoint["palette"], np.uint8)                       # (C, 3)
-        self.class_of = classes_of_values(len(self.classes), MEANINGS.get(self.dataset, Meaning()).last_is_255)
+        _, self.class_of, self.colours = how_to_read(checkpoint)
         self.about = {
             "model": checkpoint.get("architecture", "dp-sims"), "step": checkpoint["step"], "dataset": self.dataset,
             "size": list(self.size), "classes": self.classes, "palette": self.palette.tolist(),
@@ -183,8 +183,7 @@ class Model:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             raise InputError(f"{file} is not a picture; drop a PNG of class numbers or palette colours, or a saved "
                              f"drawing") from None
-        distinct = len(np.unique(self.palette, axis=0)) == len(self.palette)
-        labels = read_labels(file, self.class_of, self.palette if distinct else None)  # (h, w)
+        labels = read_labels(file, self.class_of, self.colours)                        # (h, w)
         labels = labels[np.ix_(nearest(labels.shape[0], self.size[0]), nearest(labels.shape[1], self.size[1]))]
         return as_json(packed(labels, np.zeros(self.size)))
 

