@@ -5,6 +5,7 @@ looks: one label map has many right pictures. x and y are shares of the picture,
 of its height.
 """
 from collections import namedtuple
+from functools import lru_cache
 
 import numpy as np
 
@@ -292,9 +293,10 @@ def _paint(scene, look, random, height, width):
     return canvas
 
 
+@lru_cache(TOY_TRAIN)
 def toy_scene(seed, index, height=64, width=64, appearance=0):
     """The picture (H, W, 3) uint8, and labels and instances as toy_layout. `appearance` redraws time of day, season,
-    colours and texture only."""
+    colours and texture only. Kept once drawn: 40 MB for the 2,000 at 64x64."""
     random = np.random.default_rng((seed, index, 1 + appearance))
     # Painted at twice the size and averaged: soft edges, while the labels stay exact.
     fine = _paint(_draw_scene(seed, index), _draw_look(random), random, 2 * height, 2 * width)
