@@ -89,6 +89,7 @@ class Dataset:
         names       of the samples               unknown        the class of unlabelled pixels, or None
         classes     their C names                score_ids      (C,) a class's id in scores, -1 = not scored
         palette     (C, 3) uint8, for pages      has_instances  whether samples have offsets
+        objects     names of classes, for obj-mIoU
     and calls, on its reader:
         load(i, instances)   -> (h, w, 3) uint8, (h, w) uint8 classes, (h, w) ids with 0 = none, or None
         labels(i)            -> (h, w) uint8 classes alone
@@ -99,7 +100,7 @@ class Dataset:
     def __init__(self, reader, image_size, seed=0, instances=True):
         self.reader, self.image_size, self.seed = reader, image_size, seed
         self.names, self.classes, self.palette = reader.names, reader.classes, reader.palette
-        self.unknown, self.score_ids = reader.unknown, reader.score_ids
+        self.unknown, self.score_ids, self.objects = reader.unknown, reader.score_ids, reader.objects
         self.has_instances = instances and reader.has_instances
 
     def __len__(self):

@@ -34,7 +34,7 @@ import torchvision
 from PIL import Image
 
 from data import DATASETS, open_dataset
-from metrics import Scored, diversity, fid, latency, segmentation
+from metrics import Scored, diversity, fid, latency, pictures_a_map, segmentation
 from readers.files import listed
 from readers.images import IMAGE_ENDINGS, PICTURES, read_rgb
 from sample import GENERATORS, MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise, open_fitting
@@ -64,13 +64,13 @@ def evaluate(args, generators=GENERATORS):
     inception, lpips, latencies, segmenter = load_networks(args, G, scored.dataset, ranks)
 
     with fid.scoring_precision():  # one algorithm for every picture and score, whatever the number of ranks
-        # draw: seed 0 of each map for FID and IoU, further seeds for the diversity
+        # draw: seed 0 of each map for FID and IoU, further seeds for the diversity and --fid-seeds
         if G is not None and args.metrics != ["latency"]:
-            write_pictures(G, scored, args, range(args.samples if "diversity" in args.metrics else 1), ranks)
+            write_pictures(G, scored, args, range(pictures_a_map(args)), ranks)
 
         # score: read the files and measure
         if "fid" in args.metrics:
-            scores["fid"] = fid.score_fid(inception, scored, ranks, args.batch_size, args.cache_dir)
+            scores["fid"] = fid.score_fid(inception, scored, ranks, args.batch_size, args.cache_dir, args.fid_seeds)
         if "miou" in args.metrics:
             scores["miou"], by_map = segmentation.score_segmentation(segmenter, scored, ranks, args.batch_size)
             page = best_and_worst(by_map)
@@ -117,10 +117,10 @@ def open_folders(args):
             if alone:
                 raise InputError(f"--fake {args.fake}: no picture of {len(alone)} of the {len(names)} label maps, such "
                                  f"as {alone[0]}.png; expected one named as each label map (--count N for the first N)")
-        args.samples = args.samples or len(found)
-        if "diversity" in args.metrics and not 2 <= args.samples <= len(found):
-            raise InputError(f"--metrics diversity: {len(found)} pictures a map in {args.fake}; expected "
-                             f"{max(args.samples, 2)} or more, as NAME_seed000.png or seed000/NAME.png")
+        args.samples = args.samples or max(2, len(found))
+        if pictures_a_map(args) > len(found):
+            raise InputError(f"--fake {args.fake}: {len(found)} pictures a map for diversity or --fid-seeds; expected "
+                             f"{pictures_a_map(args)} or more, as NAME_seed000.png or seed000/NAME.png")
         return with_label_maps(args, dataset, f"{suffixes(found[0])} files",
                                lambda i, seed=0: read_rgb(found[seed][dataset.names[i]]))
 
@@ -136,7 +136,7 @@ def open_folders(args):
     stats = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in real)
     how = f"; files {suffixes(found)} generated, {suffixes(real_files)} real" + (
         "; real pictures resized bicubic" if args.image_size else ", as they are")
-    return Scored((H, W), len(fake), lambda i: read_rgb(fake[i]), read_real, len(real), stats, how)
+    return Scored((H, W), len(fake), lambda i, seed=0: read_rgb(fake[i]), read_real, len(real), stats, how)
 
 
 def with_label_maps(args, dataset, what, fake):
@@ -373,8 +373,8 @@ def check(args):
     """args with the metrics that are possible, as a list, and with its folders. Raises InputError."""
     if bool(args.checkpoint) == bool(args.fake):
         raise InputError("give either --checkpoint EMA_FILE or --fake DIR")
-    if args.fake and bool(args.real) == bool(args.dataset) or args.real and not args.fake:
-        raise InputError("--fake DIR needs either --real DIR or --dataset NAME, and --real DIR needs --fake DIR alone")
+    if args.fake and bool(args.real) == bool(args.dataset) or args.real and (not args.fake or args.fid_seeds > 1):
+        raise InputError("--fake DIR needs --real DIR or --dataset NAME; --real DIR needs --fake DIR, no --fid-seeds")
     possible = list(METRICS) if args.checkpoint else ["fid", "miou", "diversity"] if args.dataset else ["fid"]
     asked = args.metrics.split(",") if args.metrics else possible if args.checkpoint else possible[:2]
     args.samples = args.samples or (20 if args.checkpoint else None)

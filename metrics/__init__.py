@@ -22,6 +22,11 @@ class Scored(NamedTuple):
     dataset: object = None  # of the label maps, where there are any
 
 
+def pictures_a_map(args):
+    """How many pictures of each label map, seeds 0, 1, ..., the scores in args.metrics look at."""
+    return max(args.samples if "diversity" in args.metrics else 1, args.fid_seeds if "fid" in args.metrics else 1)
+
+
 def to_tensor(pictures, device):
     """[(H, W, 3) uint8 array, ...] -> (B, 3, H, W) uint8 on the device. Raises ValueError for mixed sizes."""
     return torch.from_numpy(np.stack(pictures)).to(device, non_blocking=True).permute(0, 3, 1, 2)

