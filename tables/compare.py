@@ -33,8 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TOY_ROWS = ("table6-dp-sims", "table3-random", "table5-none", "table5-ccm-csm", "table5-bn-ccm-csm",
             "table5-no-sigmoid", "table5-no-bn", "table6-no-contrastive", "table6-no-cross-attention",
             "table8-weighted-ce", "table8-focal", "table9-oasis", "dpgan-table4a-dpgan-dpgan")
-SCORES = (("mIoU", "{:.3f}"), ("of real", "{:.1%}"), ("pixel accuracy", "{:.3f}"), ("diversity", "{:.3f}"),
-          ("distance", "{:.1f}"), ("S", "{:.1f}"), ("S to others", "{:.1f}"), ("T", "{:.1f}"),
+SCORES = (("mIoU", "{:.3f}"), ("of real", "{:.1%}"), ("obj-mIoU", "{:.3f}"), ("pixel accuracy", "{:.3f}"),
+          ("LPIPS", "{:.3f}"), ("diversity", "{:.3f}"), ("distance", "{:.1f}"), ("mean over seeds", "{:.1f}"),
+          ("deviation", "{:.2f}"), ("S", "{:.1f}"), ("S to others", "{:.1f}"), ("T", "{:.1f}"),
           ("seconds a step", "{:.3f}"))
 PAGE_MAPS = 8
 
@@ -183,7 +184,7 @@ def scores_of(args, row, seed):
     return {**found, "diversity": scores["diversity"]["pixels"]}
 
 
-def as_table(args, found):
+def as_table(found):
     """{row: [scores of each seed]} -> a markdown table: mean +- standard deviation over the seeds."""
     columns = [(name, form) for name, form in SCORES if any(name in of_seeds[0] for of_seeds in found.values())]
     lines = ["| row | " + " | ".join(name for name, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -225,7 +226,7 @@ def main(args):
     real = scored(args, *runs[0])["scores"]["miou"]["real"]
     write_json({"steps": args.steps, "batch_size": args.batch_size, "seeds": args.seeds, "options": args.options,
                 "real": real, "rows": found}, args.output_dir / "comparison.json")
-    table = as_table(args, found)
+    table = as_table(found)
     if set(args.rows) & set(TABLE_2):
         name = scored(args, *runs[0])["scores"]["fid"]["name"]
         table += "\n\nT without its term 0.2 A"
