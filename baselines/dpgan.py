@@ -8,7 +8,7 @@ Read from the bottom of the file upwards:
     patch_generator_loss      second term of L_G                                     (DP-GAN Eq. 7)
     feature_matching_loss     L_fm                                                   (DP-GAN Eq. 6)
     patch_discriminator_loss  L_ms                                                   (DP-GAN Eq. 5)
-    class_weights             alpha_c                                                (DP-GAN Eq. 4)
+    class_weights             alpha_c as printed, --class-weights inverse            (DP-GAN Eq. 4)
     Discriminator             oasis.Discriminator with a patch head on some of its blocks (Fig. 3, Table 7)
       patch_head              D_p^i
     Generator                 Fig. 2: label pyramid below (Table 6), image pyramid above (Table 8)
@@ -17,8 +17,8 @@ Read from the bottom of the file upwards:
 
 Elsewhere: L_pixel = - E sum_c alpha_c sum_xy l_xyc log D(x)_xyc - E sum_xy log D(G)_xy,N+1 (DP-GAN Eq. 3) and the first
 term of L_G, - E sum_c alpha_c sum_xy l_xyc log D(G)_xyc (DP-GAN Eq. 7), are losses.discriminator_loss and
-losses.generator_loss with gamma 0, smoothing 0 and the class_weights of this file; L_LM (DP-GAN Eq. 8) is
-oasis.label_mix_loss; baselines/train.py adds them up (DP-GAN Eq. 9).
+losses.generator_loss with gamma 0 and smoothing 0; L_LM (DP-GAN Eq. 8) is oasis.label_mix_loss; baselines/train.py
+adds them up (DP-GAN Eq. 9).
 
     paper                 | here                | shape
     l                     | label_map           | (B, H, W) integers 0..C-1; N of the paper is C here
@@ -172,7 +172,8 @@ class Discriminator(nn.Module):
 def class_weights(label_counts, unknown=None):
     """alpha_c (DP-GAN Eq. 4): B*H*W / n_c. The unknown class and absent ones get 0. -> (C,) float32
 
-    label_counts (C,): n_c, the pixels of each class in the whole batch, over all ranks.
+    label_counts (C,): n_c, the pixels of each class in the whole batch, over all ranks. losses.class_weights divides
+    this by K, the number of known classes present.
     """
     n = label_counts.float()
     present = n > 0
@@ -180,7 +181,7 @@ def class_weights(label_counts, unknown=None):
         present[unknown] = False
     # alpha_c = E_l[ H W / sum_xy l_xyc ]                                                   (DP-GAN Eq. 4)
     # PAPER: a mean over images, infinite where one of them lacks the class. / HERE: pixels of the batch over pixels of
-    # the class. / WHY: OASIS's estimate; the 1/K that its code also has is not printed (losses.class_weights has it).
+    # the class. / WHY: OASIS's estimate.
     return torch.where(present, n.sum() / n.clamp_min(1), 0)
 
 

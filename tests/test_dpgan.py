@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines import oasis
+from baselines import train as baselines_train
 from baselines.dpgan import (MATCHED, PATCH_LEVELS, Discriminator, Generator, class_weights, feature_matching_loss,
                              patch_discriminator_loss, patch_generator_loss, patch_head)
 from baselines.train import dpgan_discriminator_losses, dpgan_generator_losses, oasis_discriminator_losses
@@ -310,6 +311,20 @@ def test_dpgan_eq4_by_hand():
     assert counts.tolist() == [8, 4, 0, 4], "the counts of the caller were changed"
     alike = torch.tensor([[0, 0, 1], [2, 2, 2]]).expand(2, -1, -1)
     assert_is(class_weights(counts_of(alike)), [(6 / n + 6 / n) / 2 for n in (2, 1, 3)], "E_l[H W / n_c]")
+
+
+def test_dpgan_eq4_has_two_readings_and_the_default_is_the_codes():
+    """(DP-GAN Eq. 4) by loops: "inverse" as printed, the default divided by the number of known classes K. Over pixels
+    the mean of alpha is 1 by default, the weight of D's fake term, and K as printed."""
+    counts = counts_of(LABEL_MAP)                                                         # 4, 0, 8: K = 2
+    for words, K, divided in (([], 1, 2), (["--class-weights", "inverse"], 2, 1)):
+        args = baselines_train.parse_options(["--model", "dpgan", "--dataset", "toy", *words])
+        alpha = baselines_train.weigh(counts, None, args)
+        assert_is(alpha, [a / divided for a in loops_eq4(LABEL_MAP)], f"alpha with {words}")
+        pixels = LABEL_MAP.flatten().tolist()
+        assert sum(alpha[c].item() for c in pixels) / len(pixels) == pytest.approx(K)
+    unknown = baselines_train.weigh(counts, 0, baselines_train.parse_options(["--model", "dpgan", "--dataset", "toy"]))
+    assert_is(unknown, [0.0, 0.0, 12 / 8], "one class is known")
 
 
 def loops_own_class(logits, label_map, alpha):
