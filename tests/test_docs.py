@@ -30,9 +30,10 @@ from discriminator import Discriminator
 from generator import Generator, parameters_by_part
 from metrics import fid, segmentation
 from paint import __main__ as paint
+from readers import ade20k
 from readers.toy import TOY_CLASSES
 from support.errors import InputError
-from tables import compare
+from tables import compare, others
 from tables.rows import ROWS
 from test_evaluate import narrow  # noqa: F401
 
@@ -73,7 +74,8 @@ PARSERS = {"train.py": train.parse_options, "baselines.train": baselines_train.p
            "evaluate.py": evaluate.parse_options, "baselines.evaluate": evaluate.parse_options,
            "tables.compare": compare.parse_options}
 MAINS = {"data.py": data_main, "sample.py": sample.main, "baselines.sample": sample.main,
-         "baselines.iidm.latency": latency.main, "baselines.iidm.scores": scores.main, "paint": paint.main}
+         "baselines.iidm.latency": latency.main, "baselines.iidm.scores": scores.main, "paint": paint.main,
+         "readers.ade20k": ade20k.main, "tables.others": others.main}
 
 
 @pytest.mark.parametrize("command", TO_PARSE)
@@ -84,7 +86,7 @@ def test_commands_parse(command, tmp_path, monkeypatch):
     if script in PARSERS:
         assert PARSERS[script](argv)
         return
-    with pytest.raises(InputError, match="not there|expects|no reference for 0 of the 0"):
+    with pytest.raises(InputError, match="not there|expects|no such folder|no reference for 0 of the 0"):
         MAINS[script](argv)
 
 

@@ -19,6 +19,7 @@ from readers.images import read_rgb
 from sample import MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise
 from support.errors import InputError
 from support.ranks import Ranks, batches
+from tables import others
 from test_metrics import ALONE, CPU, inception_weights, save_scenes, toy_of  # noqa: F401
 
 ALL = ("--metrics", "fid,miou,diversity")
@@ -220,6 +221,62 @@ def test_diversity_of_anyones_pictures(tmp_path, place):
     assert_refused("expected 3 or more, as NAME_seed000.png", *common, "--samples", 3)
 
 
+def paint_seeds(folder, place, greys):
+    """Three toy maps' pictures under each seed: grey ones, each map a little brighter than the one before it."""
+    for seed, grey in enumerate(greys):
+        for i, name in enumerate(toy_of(32).names[:3]):
+            file = folder / place.format(name=name, seed=seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (grey + 9 * i,) * 3).save(file)
+    return folder
+
+
+def test_fid_over_seeds_is_the_mean_of_the_fid_of_each_seed(tmp_path, quick):
+    """Against one folder a seed; mean and standard deviation by hand (DP-GAN's Table 3)."""
+    paint_seeds(tmp_path / "fake", "seed{seed:03d}/{name}.png", (0, 40, 120))
+
+    def run(folder, *more):
+        return score("--fake", folder, "--dataset", "toy", "--count", 3, "--metrics", "fid", "--device", "cpu",
+                     "--output-dir", tmp_path / "out", "--cache-dir", tmp_path / "cache", "--force", *more)["fid"]
+    alone = [run(tmp_path / f"fake/seed{seed:03d}")["value"] for seed in range(3)]
+    found, mean = run(tmp_path / "fake", "--fid-seeds", 3), sum(alone) / 3
+    assert len(set(alone)) == 3 and found["values"] == alone and found["value"] == alone[0]
+    assert found["mean"] == pytest.approx(mean, rel=1e-12)
+    assert found["deviation"] == pytest.approx((sum((v - mean) ** 2 for v in alone) / 2) ** 0.5, rel=1e-12)
+    assert "seeds 0 to 2" in found["protocol"] and "mean" not in run(tmp_path / "fake")
+    assert [number for _, number, _ in fid.rows(found)] == [f"{alone[0]:.4g}", f"{mean:.4g}"]
+    with pytest.raises(InputError, match="3 pictures a map for diversity or --fid-seeds; expected 4 or more"):
+        run(tmp_path / "fake", "--fid-seeds", 4)
+
+
+def test_other_systems_folders_become_rows_of_one_table(tmp_path, quick, monkeypatch, capsys):
+    """A system with two pictures a map and one with a single one: the numbers of eval.json, "-" for what is missing."""
+    two = paint_seeds(tmp_path / "two", "{name}_seed{seed:03d}.png", (0, 51))
+    one, out = paint_seeds(tmp_path / "pix", "{name}.png", (30,)), tmp_path / "out"
+    words = f"--fake {two} b={one} --dataset toy --count 3 --segmenter-steps 2 --device cpu --output-dir {out} "
+    others.main((words + "--metrics fid,miou,diversity --fid-seeds 2").split())
+    table = (out / "others.md").read_text()
+    assert table in capsys.readouterr().out
+    head, _, *rows = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert head == ["row", "mIoU", "of real", "obj-mIoU", "pixel accuracy", "diversity", "distance", "mean over seeds",
+                    "deviation"]
+    for name, row in zip(("two", "b"), rows):
+        scores = json.loads((out / name / "eval.json").read_text())["scores"]
+        of, distance = scores["miou"]["generated"], scores["fid"]
+        assert row[:5] == [name, f"{of['mIoU']:.3f}", f"{scores['miou']['ratio']:.1%}", f"{of['obj_mIoU']:.3f}",
+                           f"{of['pixel_accuracy']:.3f}"]
+        several = [f"{distance['mean']:.1f}", f"{distance['deviation']:.2f}"] if name == "two" else ["-", "-"]
+        assert row[5:] == ["0.200" if name == "two" else "-", f"{distance['value']:.1f}", *several]
+    assert set(json.loads((out / "others.json").read_text())["scores"]) == {"two", "b"}
+    for bad, message in ((f"b={two}", "is there twice"), (f"x={tmp_path / 'none'}", "no such folder"),
+                         (f"{one} --metrics diversity", "1 pictures a map")):
+        with pytest.raises(InputError, match=message):
+            others.main(words.replace("--dataset", f"{bad} --dataset").split())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        others.main(words.split())
+
+
 @pytest.mark.parametrize("fake, message", [
     ([SQUARE, (32, 48)], "pictures of 2 sizes (height x width), 0.png 32x32 and 1.png 32x48"),
     ([SQUARE], "1 pictures"), ([], "0 pictures"), (None, "no such folder"),
@@ -263,6 +320,7 @@ def test_files_that_do_not_fit(checkpoint, inception_weights, tmp_path, content,
     ("TOY --image-size 33", "both sides must be divisible by 2"),
     ("TOY --dataset folder --data-path HERE/data", "was trained on toy with 11 classes"),
     ("--fake HERE/good --real HERE/good --metrics latency", "--metrics latency: needs --checkpoint"),
+    ("--fake HERE/good --real HERE/good --fid-seeds 5", "--real DIR needs --fake DIR, no --fid-seeds"),
     ("--fake HERE/good --dataset toy --count 2", "no picture of 2 of the 2 label maps, such as val")])
 def test_options_that_do_not_fit_together(checkpoint, tmp_path, arguments, message):
     for folder in ("good", "data/images/train", "data/images/val", "data/labels/train", "data/labels/val"):

@@ -19,6 +19,7 @@ from PIL import Image
 from conftest import TinyFeatures
 from data import open_dataset
 from metrics import Scored, diversity, fid, latency, segmentation, to_tensor
+from readers import cityscapes
 from readers.images import read_rgb
 from readers.toy import toy_scene
 from support.checkpoints import sha256_of
@@ -184,6 +185,37 @@ def test_miou_is_that_of_plain_loops():
 def test_iou_of_classes_that_are_not_in_the_truth(truth, expected, why):
     found = segmentation.confusions(torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[truth]]), 2)
     np.testing.assert_array_equal(segmentation.intersection_over_union(found)[0], expected, why)
+
+
+# DP-GAN's Table 2: road, swalk, build, wall, fence, pole, tlight, sign, veg, terrain, sky, person, rider, car, truck,
+# bus, train, mbike, bike; obj-mIoU
+TABLE_2 = {
+    "SPADE": ([97.5, 80.8, 88.5, 54.3, 50.6, 40.4, 39.0, 41.9, 88.7, 69.1, 92.0, 66.2, 41.5, 89.1, 64.6, 73.2, 42.1,
+               29.7, 61.5], 53.6),
+    "OASIS": ([96.9, 79.2, 85.1, 70.3, 64.2, 41.6, 50.7, 49.9, 85.0, 74.8, 92.0, 64.9, 54.0, 88.4, 65.6, 79.9, 63.4,
+               53.9, 63.7], 61.5),
+    "DP-GAN": ([97.5, 81.9, 87.2, 71.4, 72.7, 46.9, 55.5, 60.3, 87.3, 72.9, 92.4, 67.4, 55.5, 89.9, 81.5, 83.1, 73.9,
+                55.3, 66.9], 66.9)}
+
+
+@pytest.mark.parametrize("system", TABLE_2)
+def test_obj_miou_is_that_of_dpgans_table_2(system):
+    """The printed IoU of each class give the printed obj-mIoU, to the digit that is printed."""
+    ids = np.full(35, -1)
+    ids[list(cityscapes.SCORED)] = np.arange(19)
+    data = SimpleNamespace(score_ids=ids, classes=cityscapes.CLASSES, objects=cityscapes.OBJECTS)
+    iou, printed = TABLE_2[system]
+    assert segmentation.object_miou(torch.tensor(iou), data).item() == pytest.approx(printed, abs=0.0501)
+
+
+def test_obj_miou_by_loops():
+    """Over the objects that occur: NaN is absent, classes of one score id are an object if one of them is."""
+    ids = np.array([-1, 0, 1, 2, 3, 3, 4])
+    data = SimpleNamespace(score_ids=ids, classes=tuple("-abcdef"), objects=("a", "c", "e"))
+    iou = torch.tensor([0.1, 0.2, torch.nan, 0.4, 0.8])         # of a, b, c, d / e, f
+    assert segmentation.object_miou(iou, data).item() == pytest.approx((0.1 + 0.4) / 2)
+    assert segmentation.object_miou(iou, SimpleNamespace(**{**vars(data), "objects": ("c",)})).isnan()
+    assert segmentation.object_miou(iou, SimpleNamespace(**{**vars(data), "objects": ()})).isnan()
 
 
 def test_scored_classes_and_the_mapping_of_a_segmenter(tmp_path):

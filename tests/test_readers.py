@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from data import class_presence, open_dataset
+from readers import ade20k, cityscapes, coco_stuff
 from readers.toy import (BOAT, CAR, HOUSE, PERSON, TOY_CLASSES, TOY_TRAIN, TREE, ToyScenes, toy_layout, toy_scene)
 from support.errors import InputError
 
@@ -657,6 +658,33 @@ def test_a_link_to_nowhere_is_refused(tmp_path, layout):
     for read in (lambda: dataset[0], lambda: class_presence(dataset)):
         with pytest.raises(InputError, match=re.escape(str(file))):
             read()
+
+
+def test_the_outdoor_pictures_of_ade20k_are_linked(tmp_path):
+    """By hand: sky, mountain or earth (3, 17, 14), and neither ceiling, bed nor sink (6, 8, 48)."""
+    labels = {"a": (3, 7), "b": (17, 1), "c": (14, 13), "d": (3, 6), "e": (14, 8), "f": (17, 48), "g": (1, 2), "h": [0]}
+    for split in ("training", "validation"):
+        for name, values in labels.items():
+            save(tmp_path / f"all/images/{split}/{name}.jpg", np.zeros((2, 4, 3), np.uint8))
+            save(tmp_path / f"all/annotations/{split}/{name}.png", np.resize(np.array(values, np.uint8), (2, 4)))
+        labels.pop("a", None)
+    assert ade20k.link_outdoor(tmp_path / "all", tmp_path / "outdoor") == {"train": 3, "val": 2}
+    assert open_dataset("ade20k", tmp_path / "outdoor", "train", (4, 4)).names == ["a", "b", "c"]
+    assert open_dataset("ade20k", tmp_path / "outdoor", "val", (4, 4)).names == ["b", "c"]
+    with pytest.raises(InputError, match="is there already"):
+        ade20k.main([str(tmp_path / "all"), str(tmp_path / "outdoor")])
+    with pytest.raises(InputError, match="--dataset ade20k expects"):
+        ade20k.main([str(tmp_path / "none"), str(tmp_path / "other")])
+
+
+def test_objects_are_the_datasets_own_things():
+    """COCO has 91 ids of things, ADE20K's instance challenge 100 classes, Cityscapes 14 in three groups."""
+    assert len(coco_stuff.CLASSES[:coco_stuff.THINGS]) == 91 and len(ade20k.OBJECTS) == 100
+    assert {"person", "fence", "flag"} <= set(ade20k.OBJECTS)
+    assert {"sky", "plant", "unlabelled"}.isdisjoint(ade20k.OBJECTS)
+    assert ", ".join(cityscapes.OBJECTS) == ("pole, polegroup, traffic light, traffic sign, person, rider, car, truck, "
+                                             "bus, caravan, trailer, train, motorcycle, bicycle")
+    assert open_dataset("toy", None, "val", (32, 32)).objects == ("tree", "house", "car", "boat", "person")
 
 
 ARCHIVES = {"ade20k": ["ADEChallengeData2016.zip", "sceneparsing.csail.mit.edu", "images/training", "annotations/"],
