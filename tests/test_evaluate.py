@@ -97,7 +97,8 @@ def test_a_run_again_gives_the_same_and_draws_only_what_is_missing(checkpoint, t
 
 
 def test_pictures_of_another_checkpoint_are_not_reused(checkpoint, tmp_path, quick):
-    first = score(*options(checkpoint, tmp_path, "--metrics", "fid"))["fid"]["value"]
+    first, *further = score(*options(checkpoint, tmp_path, "--metrics", "fid", "--fid-seeds", "2"))["fid"]["values"]
+    assert len(further) == 1 and len(list((tmp_path / "out/pictures").glob("seed*/*.png"))) == 2 * 7
     other = write_checkpoint(tmp_path / "ema_0000001.pt", 1)
     with pytest.raises(InputError, match="pictures of another checkpoint.*--force"):
         score(*options(other, tmp_path, "--metrics", "fid"))
