@@ -10,21 +10,40 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from support.errors import InputError
+from support.errors import InputError, unfit
 
 
-# What a checkpoint has: types, [of each item], [of one item, of the next, ...], {of each name: of each value}.
+def count(value):
+    return type(value) is int and 0 <= value <= 10 ** 9
+
+
+def byte(value):
+    return count(value) and value < 256
+
+
+def plain(value):
+    return isinstance(value, str) and not unfit(value)
+
+
+# What a file has: types or tests, [of each item], [of one item, of the next, ...], {of each name: of each value}.
 STATE = {str: torch.Tensor}
-LATEST = {"step": int, "identity": dict, "options": dict, "G": STATE, "D": STATE, "P": STATE, "ema": STATE,
+LATEST = {"step": count, "identity": dict, "options": dict, "G": STATE, "D": STATE, "P": STATE, "ema": STATE,
           "optimiser_G": dict, "optimiser_D": dict}
-AVERAGE = {"step": int, "generator": dict, "ema": STATE, "dataset": str, "image_size": [int, int], "classes": [str],
-           "palette": [[int, int, int]]}
+AVERAGE = {"step": count, "generator": dict, "ema": STATE, "dataset": plain, "image_size": [count, count],
+           "classes": [plain], "palette": [[byte, byte, byte]], "unknown": (int, type(None))}
+LINE = {"step": count, str: (int, float)}  # of metrics.jsonl and scores.jsonl
 
 
 def sha256_of(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def digest(text):
+    """The sha256 of a text, which may have paths that are no UTF-8."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def write_atomically(path, write, previous=None):
@@ -58,6 +77,38 @@ def write_json(content, path):
     write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
+def read_json(file, form):
+    """What a JSON file holds. Raises OSError, and ValueError for another form."""
+    if not Path(file).is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return require(found, form)
+
+
+def read_arrays(file, key, forms):
+    """{name: array} that write_arrays wrote under this key, or None. forms: {name: (shape, dtype)}. A damaged file is
+    said: it is measured again."""
+    if not Path(file).is_file():
+        return None
+    try:
+        with np.load(file) as saved:
+            if str(saved["key"]) != key:
+                return None
+            found = {name: saved[name] for name in forms}
+        if all((a.shape, a.dtype) == (*forms[name],) and np.isfinite(a).all() for name, a in found.items()):
+            return found
+    except Exception:  # numpy raises many kinds for a damaged file
+        pass
+    print(f"{file}: damaged, measured again", file=sys.stderr)
+
+
+def write_arrays(file, key, arrays):
+    write_atomically(Path(file), lambda opened: np.savez(opened, key=key, **arrays))
+
+
 def read_torch(file):
     """What torch.save wrote: plain types and finite tensors alone. Raises OSError where no file is there, ValueError
     for one that is damaged or something else."""
@@ -82,10 +133,13 @@ def read_torch(file):
         raise ValueError(type(error).__name__) from None
 
 
-def is_whole(file):
-    """Whether read_torch can read a file that can be made again. A damaged one is said."""
+def is_whole(file, mine=None):
+    """Whether read_torch can read a file that can be made again, with the names and shapes of the state dict `mine`. A
+    damaged one is said."""
     try:
-        return bool(read_torch(file))
+        state = require(read_torch(file), STATE)
+        require_like(state, mine or state, "it")
+        return True
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
@@ -101,6 +155,22 @@ def tensors_of(value, name):
         yield from tensors_of(inner, f"{name}.{key}".removeprefix("."))
 
 
+def require_like(state, mine, name):
+    """Raises ValueError where a state dict has other names, shapes or types than `mine`."""
+    for key in sorted(state.keys() | mine.keys()):
+        found, expected = (None if t is None else (*t.shape, t.dtype) for t in (state.get(key), mine.get(key)))
+        if found != expected:
+            raise ValueError(f"{name}.{key} is {found}, expected {expected}")
+
+
+def require(value, form):
+    """The value. Raises ValueError where it is not of a form such as LATEST."""
+    wrong = unlike(value, form)
+    if wrong is not None:
+        raise ValueError(f"{wrong or 'all of it'} is not what it should be")
+    return value
+
+
 def unlike(value, form, name=""):
     """The name of what in `value` is not of a form such as LATEST, or None."""
     if isinstance(form, list):
@@ -110,20 +180,17 @@ def unlike(value, form, name=""):
     elif isinstance(form, dict):
         if not isinstance(value, dict) or str in form and not all(isinstance(key, str) for key in value):
             return name
-        keys = value if str in form else form
+        keys = [key for key in ({**form, **value} if str in form else form) if key is not str]
         pairs = [(value.get(key), form.get(key, form.get(str)), f"{name}.{key}".removeprefix(".")) for key in keys]
     else:
-        return None if isinstance(value, form) else name
+        fits = isinstance(value, form) if isinstance(form, (type, tuple)) else form(value)
+        return None if fits else name
     return next((found for found in (unlike(*pair) for pair in pairs) if found is not None), None)
 
 
 def read_checkpoint(path, form):
     """The dict of a checkpoint of a form. Raises OSError and ValueError as read_torch, also for another form."""
-    state = read_torch(path)
-    wrong = unlike(state, form)
-    if wrong is not None:
-        raise ValueError(f"{wrong or 'all of it'} is not what it should be")
-    return state
+    return require(read_torch(path), form)
 
 
 def load_checkpoint(path):
@@ -137,13 +204,12 @@ def load_checkpoint(path):
 
 def read_lines(path):
     """The dicts of a .jsonl file, up to a half-written one. A damaged line is left out, and said."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a folder, a pipe or a device is in the way of the log; move it away")
     whole, found = path.read_bytes().splitlines(keepends=True) if path.is_file() else (), []
     for number, line in enumerate(whole, 1):
         try:
-            content = json.loads(line)
-            if unlike(content, {"step": int}) is not None:
-                raise ValueError
-            found.append(content)
+            found.append(require(json.loads(line), LINE))
         except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
             if line.endswith(b"\n"):
                 print(f"{path}: line {number} is damaged and left out", file=sys.stderr)
@@ -157,6 +223,6 @@ def append_line(path, line):
 
 def keep_steps_up_to(step, path):
     """Drop the lines of steps that a killed run logged after its last save, and a half-written one."""
-    if path.is_file():
+    if path.exists():
         kept = "".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step)
         write_atomically(path, lambda file: file.write(kept.encode()))

@@ -1,36 +1,49 @@
 """What the user did wrong, in one line; and how every script ends."""
 import errno
 import os
+import re
 import sys
 
 import torch
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+DISK = "what was saved before is whole. Make room or write to another place, and run the same command again"
+HANDLES = "too few file handles; allow more (ulimit -n 4096), or lower --workers"
+REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO), DISK),
+            **dict.fromkeys((errno.EMFILE, errno.ENFILE), HANDLES),
+            errno.EISDIR: "a folder is in the way; move it away, and run the same command again"}
 
 
 class InputError(Exception):
     """Something of the user's does not fit. The message is one line: what, where, and the remedy."""
 
 
+def unfit(name):
+    """Whether a name of a file or a class has control characters, which steer terminals, or is no UTF-8."""
+    return bool(re.search("[\0-\x1f\x7f-\x9f\ud800-\udfff]", name))
+
+
 def run_script(name, main):
     """main() of script `name`. Exit code 2 and one line for bad input, full disks and full devices; 130 for Ctrl-C."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by who called
+            setattr(sys, stream, open(os.devnull, "w"))
+        getattr(sys, stream).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     try:
         main()
-        sys.stdout and sys.stdout.flush()
+        sys.stdout.flush()
         return
     except InputError as error:
         text = str(error)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
         text = ("the device is out of memory; lower --image-size, or in training --micro-batch-size (images per rank "
                 "at once; the batch stays the same), elsewhere --batch-size")
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        text = f"{error}" + ("; what was saved before is whole. Make room or write to another place, and run the same "
-                             "command again" if error.errno in DISK_ERRORS else "")
+        text = f"{error}" + (f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else "")
     except KeyboardInterrupt:
         sys.exit(130)
     text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)  # names can steer a terminal

@@ -1,5 +1,6 @@
 """Options that several scripts share, and their ranges. Whatever does not fit becomes an InputError of one line."""
 import argparse
+import os
 
 import torch
 
@@ -40,16 +41,33 @@ def number(low, high=10 ** 9, kind=int):
     return parse
 
 
+MOST_DRAWN = 10_000  # pictures of one label map, which are in memory together
+BYTES_A_PIXEL = 512  # of one picture, at least; the toy preset's generator takes 1,340 at 1024x1024 (measured)
+BATCH, WORKERS = number(1, 65_536), number(0, 1024)
 COUNT, AT_LEAST_0, WEIGHT = number(1), number(0), number(0, 1e9, float)
 POSITIVE, SHARE = number(1e-12, 1e9, float), number(0, 0.999999, float)
 
 
 def size(text):
     """"64" or "256x512" (height x width) -> (H, W)."""
-    sides = [int(side) if side.isdecimal() else 0 for side in str(text).lower().split("x")]
+    sides = [int(side) if side.isdecimal() and len(side) < 10 else 0 for side in str(text).lower().split("x")]
     if len(sides) > 2 or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a side such as 256, or height x width as 256x512")
+    if too_large(sides[0], sides[-1]):
+        raise argparse.ArgumentTypeError(f"{text}: {too_large(sides[0], sides[-1])}")
     return (sides[0], sides[-1])
+
+
+def too_large(H, W):
+    """A text where one picture of H x W needs more memory than this machine has, or None."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    if H * W * BYTES_A_PIXEL > memory:
+        side = int((memory / BYTES_A_PIXEL) ** 0.5)
+        return (f"one picture needs {H * W * BYTES_A_PIXEL / 2 ** 30:,.0f} GiB or more, this machine has "
+                f"{memory / 2 ** 30:,.0f}; expected below {side}x{side}")
 
 
 def seeds(text):
@@ -60,8 +78,10 @@ def seeds(text):
         ends = [int(end) if end.isdecimal() else -1 for end in (first, *last)]
         if not 0 <= ends[0] <= ends[-1] < 2 ** 32:
             raise argparse.ArgumentTypeError(f"{text}: expected seeds such as 0-7 or 0,3,5, below {2 ** 32}")
-        found += range(ends[0], ends[-1] + 1)
-    return found
+        found.append(range(ends[0], ends[-1] + 1))
+    if sum(map(len, found)) > MOST_DRAWN:
+        raise argparse.ArgumentTypeError(f"{text}: {sum(map(len, found)):,} seeds; expected at most {MOST_DRAWN:,}")
+    return [seed for some in found for seed in some]
 
 
 def add_data_options(parser, datasets):
@@ -77,7 +97,7 @@ def add_training_options(parser):
     """Those of every training loop here; their defaults are the caller's dict of the paper's numbers."""
     group = parser.add_argument_group("optimisation (Sec. 4.1)")
     group.add_argument("--steps", type=COUNT, help="the step to reach, not a number of further steps")
-    group.add_argument("--batch-size", type=COUNT, help="GLOBAL batch size, over all ranks")
+    group.add_argument("--batch-size", type=BATCH, help="GLOBAL batch size, over all ranks")
     group.add_argument("--micro-batch-size", type=AT_LEAST_0, default=0, help="images per rank in memory at once; "
                        "lower it if memory runs out (0 = all; batch norm then sees the smaller batch)")
     group.add_argument("--lr", type=POSITIVE, help="learning rate")
@@ -92,7 +112,7 @@ def add_training_options(parser):
     machine.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="bf16 autocast, losses stay "
                          "float32; auto: on a GPU that has it; on a CPU that has it, bf16 saves time, too")
     machine.add_argument("--compile", action="store_true", help="torch.compile; minutes at the start")
-    machine.add_argument("--workers", type=AT_LEAST_0, help="loader processes per rank")
+    machine.add_argument("--workers", type=WORKERS, help="loader processes per rank")
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", help="run folder; a run found there is resumed")
     output.add_argument("--log-every", type=COUNT, help="steps")
@@ -106,7 +126,7 @@ def add_training_options(parser):
 def add_drawing_options(parser):
     """Those of every script that draws pictures or scores them."""
     group = parser.add_argument_group("machine")
-    group.add_argument("--batch-size", type=COUNT, default=16, help="lower it if memory runs out")
+    group.add_argument("--batch-size", type=BATCH, default=16, help="lower it if memory runs out")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument("--amp", choices=("off", "bf16"), default="off", help="of the generator; scores stay float32")
 
@@ -123,9 +143,16 @@ def parse_training(parser, argv):
     return args
 
 
-def check_sides(image_size, multiple):
-    """Raises InputError where a side of the picture is not divisible by `multiple`."""
-    if any(side % multiple for side in image_size):
+def check_sides(image_size, multiple, batch=None):
+    """Raises InputError where a side of the picture is not divisible by `multiple`, and where it does not fit.
+
+    batch: of the pictures that batch norm sees together, in training; the deepest layer has H W / multiple^2 pixels."""
+    if too_large(*image_size):
+        raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: {too_large(*image_size)}")
+    if any(side % multiple or side < 1 for side in image_size):
         nearest = [max(multiple, round(side / multiple) * multiple) for side in image_size]
         raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: both sides must be divisible by {multiple}, "
                          f"for the pyramids halve the picture; the nearest is {nearest[0]}x{nearest[1]}")
+    if batch and batch * image_size[0] * image_size[1] == multiple ** 2:
+        raise InputError(f"--batch-size or --micro-batch-size 1 with --image-size {image_size[0]}x{image_size[1]}: the "
+                         f"deepest batch norm would see a single value; give 2 pictures, or sides of {2 * multiple}")

@@ -1,9 +1,10 @@
 """Pictures on a page: label maps in colours, columns under titles, rows under captions."""
+import hashlib
 import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 FAKE_COLOUR = (255, 0, 255)  # of pixels that D calls "fake"
 
@@ -28,12 +29,22 @@ def default_palette(count, unknown):
     return palette
 
 
-def save_picture(picture, file, compress_level=6):
-    """A PIL image or (H, W, 3) uint8 array: a whole PNG or none, whenever the process is killed."""
+def seal(picture, file, text):
+    """By which a picture (H, W, 3) uint8 is known again: the sha256 of a text, its name and folder, and its pixels."""
+    return hashlib.sha256(f"{text} {file.parent.name}/{file.name} ".encode() + picture.tobytes()).hexdigest()
+
+
+def save_picture(picture, file, compress_level=6, sealed=None):
+    """A PIL image or (H, W, 3) uint8 array: a whole PNG or none, whenever the process is killed.
+
+    sealed: a text for seal, of an array; readers.images.read_rgb asks for the same."""
+    info = PngImagePlugin.PngInfo()
+    if sealed is not None:
+        info.add_text("seal", seal(picture, file, sealed))
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     temporary = file.with_name(file.name + ".tmp")
     try:
-        picture.save(temporary, format="PNG", compress_level=compress_level)
+        picture.save(temporary, format="PNG", compress_level=compress_level, pnginfo=info)
         os.replace(temporary, file)
     except OSError:
         temporary.unlink(missing_ok=True)
