@@ -24,13 +24,12 @@ In the order of Sec. 4.1:
 
 `python data.py --dataset NAME --data-path DIR` checks every file and draws a page of samples. Run it before you train.
 """
-import hashlib
 import os
 import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import support  # noqa: F401, before torch, which takes seconds
 import numpy as np
 import torch
 from PIL import Image
@@ -39,7 +38,7 @@ from tqdm import tqdm
 
 from readers import ade20k, cityscapes, coco_stuff, folder
 from readers.toy import ToyScenes
-from support.checkpoints import write_atomically
+from support.checkpoints import digest, read_arrays, write_arrays
 from support.errors import InputError, run_script
 from support.options import COUNT, add_data_options, new_parser
 from support.pages import colour_labels, draw_columns
@@ -155,17 +154,13 @@ def class_presence(dataset, cache=None):
     cache: a file beside the run. It is used again while the list of label files, their sizes and times stay the same.
     """
     # TRAP: a table of other files, or of another class list, would draw images that are not there.
-    key = hashlib.sha256((dataset.fingerprint() + repr(dataset.classes)).encode()).hexdigest()
-    if cache is not None and Path(cache).is_file():
-        try:
-            with np.load(cache) as saved:
-                if str(saved["key"]) == key:
-                    return saved["presence"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # damaged: read the label maps again
+    key = digest(dataset.fingerprint() + repr(dataset.classes))
+    saved = cache and read_arrays(cache, key, {"presence": ((len(dataset), len(dataset.classes)), bool)})
+    if saved:
+        return saved["presence"]
     presence = np.stack(on_threads(dataset.presence, len(dataset), "reading label maps"))
-    if cache is not None:
-        write_atomically(Path(cache), lambda file: np.savez(file, key=key, presence=presence))
+    if cache:
+        write_arrays(cache, key, {"presence": presence})
     return presence
 
 

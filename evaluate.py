@@ -21,13 +21,13 @@
 A picture depends on its label map and its seed alone, and the batches are the same for any number of ranks. So the
 scores are, too.
 """
-import hashlib
 import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import support  # noqa: F401, before torch, which takes seconds
 import numpy as np
 import torch
 import torchvision
@@ -35,10 +35,10 @@ from PIL import Image
 
 from data import DATASETS, open_dataset
 from metrics import Scored, diversity, fid, latency, pictures_a_map, segmentation
-from readers.files import listed
-from readers.images import IMAGE_ENDINGS, PICTURES, read_rgb
+from readers.files import listed, stamps
+from readers.images import IMAGE_ENDINGS, open_picture, read_rgb
 from sample import GENERATORS, MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise, open_fitting
-from support.checkpoints import sha256_of, write_json
+from support.checkpoints import digest, plain, read_json, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, number, size
 from support.pages import colour_labels, draw_rows, save_picture
@@ -100,7 +100,7 @@ def open_checkpoint(args, ranks, generators):
     check_sides(image_size, G.downsampling)
     dataset = open_fitting(checkpoint, args.dataset, args.data_path, args.split, image_size)
     return G, with_label_maps(args, dataset, "seed 0 of the averaged generator",
-                              lambda i, seed=0: read_rgb(file_of(args, seed, dataset.names[i])))
+                              lambda i, seed=0: read_rgb(file_of(args, seed, dataset.names[i]), sealed=args.seal))
 
 
 def open_folders(args):
@@ -133,7 +133,7 @@ def open_folders(args):
     def read_real(i):
         picture = read_rgb(real[i])
         return np.array(Image.fromarray(picture).resize((W, H), Image.BICUBIC)) if args.image_size else picture
-    stats = "\n".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in real)
+    stats = "\n".join(stamps(file.resolve() for file in real))
     how = f"; files {suffixes(found)} generated, {suffixes(real_files)} real" + (
         "; real pictures resized bicubic" if args.image_size else ", as they are")
     return Scored((H, W), len(fake), lambda i, seed=0: read_rgb(fake[i]), read_real, len(real), stats, how)
@@ -176,11 +176,7 @@ def open_pictures(folder, flag, resize=None):
         raise InputError(f"{flag} {folder}: {len(files)} pictures ({', '.join(IMAGE_ENDINGS)}) there; expected 2 or "
                          f"more, a covariance needs them")
     for file in files.values():
-        try:
-            with Image.open(file, formats=PICTURES) as image:  # the header alone
-                sizes.setdefault((image.height, image.width), file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
+        sizes.setdefault(open_picture(file, header=True).size[::-1], file)
     if resize is None and len(sizes) > 1:
         some = " and ".join(f"{file.name} {h}x{w}" for (h, w), file in list(sizes.items())[:2])
         hint = ", or give --image-size to have the real ones resized" if flag == "--real" else ""
@@ -229,9 +225,10 @@ def claim_folders(args, dataset, ranks):
     """
     folder, manifest = args.output_dir / "pictures", args.checkpoint and {
         "names": list(dataset.names), "checkpoint": sha256_of(args.checkpoint),
-        "dataset": hashlib.sha256(dataset.fingerprint().encode()).hexdigest(),
+        "dataset": digest(dataset.fingerprint()), "seal": "of this file, the name and the pixels, in each PNG",
         "split": args.split, "image_size": list(dataset.image_size), "amp": args.amp,
         "noise": f"z of map i and seed s: torch.randn from a CPU generator seeded with s * {SEED_STRIDE} + i"}
+    args.seal = digest(json.dumps(manifest))
     if ranks.rank == 0:
         for needed in (args.output_dir, args.cache_dir):
             needed.mkdir(parents=True, exist_ok=True)
@@ -246,8 +243,8 @@ def require_own_scores(args):
     """Raises InputError where eval.json has the scores of another folder, and --force is not given."""
     file = args.output_dir / "eval.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["fake"] if file.is_file() else ""
-    except (ValueError, TypeError, LookupError):
+        found = read_json(file, {"fake": plain})["fake"] if file.exists() else ""
+    except (OSError, ValueError):
         raise InputError(f"{file}: not readable as scores; move it away, or choose another --output-dir") from None
     if found and not args.force and (not args.fake or Path(found).resolve() != args.fake.resolve()):
         raise InputError(f"{file}: has the scores of {found}; choose another --output-dir, or --force to overwrite")
@@ -258,9 +255,9 @@ def claim_pictures(folder, manifest, force):
     lists, and no other file. Raises InputError where others live there."""
     if folder.is_dir() and any(folder.iterdir()):
         try:
-            found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            found = read_json(folder / "manifest.json", {"names": [plain]})
             old = {f"{name}.png" for name in found["names"]}
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError):
             raise InputError(f"{folder}: holds files, but no manifest.json that says which checkpoint they are of; "
                              f"choose another --output-dir, or move them away") from None
         differ = [key for key in manifest if found.get(key) != manifest[key]]
@@ -296,7 +293,8 @@ def write_pictures(G, scored, args, seeds, ranks, only=None):
                     # TRAP: the whole batch again though one picture is missing: a smaller batch rounds differently
                     z = noise(batch, seed, G.z_dim)                                       # (B, d_z)
                     drawn = generate(G, *conditions(samples), z, ranks.device, args.amp == "bf16")  # (B, H, W, 3)
-                    writing += [pool.submit(save_picture, drawn[n], files[seed][batch[n]], 1) for n in missing]
+                    writing += [pool.submit(save_picture, drawn[n], files[seed][batch[n]], 1, args.seal)
+                                for n in missing]
             for written in writing:
                 written.result()
     ranks.wait()

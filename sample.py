@@ -21,6 +21,7 @@ import re
 import sys
 from pathlib import Path
 
+import support  # noqa: F401, before torch, which takes seconds
 import numpy as np
 import torch
 from PIL import Image
@@ -29,12 +30,12 @@ from tqdm import tqdm
 
 from data import DATASETS, MEANINGS, nearest, offset_maps, open_dataset
 from generator import Generator, z_of_seed
-from readers.files import require_size
+from readers.files import listed, require_size
 from readers.images import Meaning, classes_of_values, read_instances, read_labels
 from support.checkpoints import AVERAGE, read_checkpoint, write_atomically
-from support.errors import InputError, run_script
+from support.errors import InputError, run_script, unfit
 from support.export import export
-from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, seeds, size
+from support.options import AT_LEAST_0, MOST_DRAWN, add_drawing_options, check_sides, new_parser, number, seeds, size
 from support.pages import colour_labels, save_picture, to_pixels
 from support.ranks import setup_ranks
 
@@ -56,8 +57,11 @@ def load_generator(path, device="cpu", generators=GENERATORS):
         checkpoint = read_checkpoint(path, AVERAGE)
         architecture = checkpoint.get("architecture", "dp-sims")
         if architecture in generators:
-            G = generators[architecture](**checkpoint["generator"])
+            G, C = generators[architecture](**checkpoint["generator"]), checkpoint["generator"]["num_classes"]
             G.load_state_dict(checkpoint["ema"])
+            names, colours, unknown = len(checkpoint["classes"]), len(checkpoint["palette"]), checkpoint.get("unknown")
+            if not C == names == colours or unknown not in (None, *range(C)):
+                raise ValueError(f"{C} classes, {names} names, {colours} colours, unlabelled class {unknown}")
     except Exception as error:  # options and weights that do not fit raise many kinds
         raise InputError(f"{path}: not an EMA file of train.py ({' '.join(str(error).split())[:160]}); give one "
                          f"of the ema_*.pt of a run folder") from None
@@ -128,12 +132,16 @@ def read_maps(args, checkpoint, image_size):
     if has_offsets and not args.instances:
         print("this model takes instance offsets; without --instances every one of them is 0")
     meaning, class_of, colours = how_to_read(checkpoint)
+    of_name, said = listed(args.instances, (".png",)) if args.instances and args.instances.is_dir() else {}, False
     for file in files_of(args.labels)[:args.count or None]:
         labels = read_labels(file, class_of, colours)                                # (h, w)
+        if labels.shape != (H, W) and not said:
+            said = tqdm.write(f"{file}: {labels.shape[0]}x{labels.shape[1]} (height x width); label maps are resized "
+                              f"to {H}x{W}, nearest (see --image-size)") or True
         window = np.ix_(nearest(labels.shape[0], H), nearest(labels.shape[1], W))
         offsets = torch.zeros(2, H, W) if has_offsets else None
         if args.instances:
-            instance_file = args.instances / file.name if args.instances.is_dir() else args.instances
+            instance_file = of_name.get(file.stem, args.instances / file.name if of_name else args.instances)
             instances = read_instances(instance_file)                                # (h, w)
             require_size(instances, instance_file, labels, file)
             instances = meaning.ids(instances, labels, instance_file)
@@ -158,10 +166,10 @@ def how_to_read(checkpoint):
 
 def files_of(path):
     """--labels: a PNG or a folder of them. Raises InputError."""
-    files = sorted(path.glob("*.png")) if path.is_dir() else [path]
-    if not files or not files[0].exists():
-        raise InputError(f"--labels {path}: not there, or empty; expected a label map (PNG with class numbers) or a "
-                         f"folder of them")
+    files = list(listed(path, (".png",)).values()) if path.is_dir() else [path]
+    if not files or not files[0].exists() or unfit(path.name):
+        raise InputError(f"--labels {path}: not there, empty, or a name with control characters; expected a label map "
+                         f"(PNG with class numbers) or a folder of them")
     return files
 
 
@@ -246,9 +254,10 @@ def check(args):
 
 
 def refuse_to_overwrite(files, force):
-    there = [file for file in files if file.exists()]
-    if there and not force:
-        raise InputError(f"{there[0]} is there already; choose another --output-dir, or --force to overwrite")
+    there = [file for file in files if file.is_dir() or file.exists() and not force]
+    if there:
+        raise InputError(f"{there[0]} is there already; choose another --output-dir, or "
+                         + ("move this folder away" if there[0].is_dir() else "--force to overwrite"))
 
 
 def write_grid(rows, folder):
@@ -261,7 +270,7 @@ def write_grid(rows, folder):
 
 def main(argv, generators=GENERATORS):
     parser = make_parser("Pictures from label maps.")
-    parser.add_argument("--interpolate", type=AT_LEAST_0, default=0, metavar="N",
+    parser.add_argument("--interpolate", type=number(0, MOST_DRAWN), default=0, metavar="N",
                         help="N pictures from the first seed to the second, and a GIF of them")
     parser.add_argument("--region-seeds", type=region_seeds, default=[], metavar="NAME=SEED,...",
                         help="other seeds for some classes, or instances counted from the left: sky=3,car#2=7")

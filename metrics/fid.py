@@ -9,8 +9,6 @@
 
     shapes: B batch, H x W picture, D features (2048; Lite0 1280); pictures are (H, W, 3) uint8 arrays
 """
-import hashlib
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from torchvision.models import inception
 
 from metrics import to_tensor
 from readers.toy import toy_scene
-from support.checkpoints import write_atomically
+from support.checkpoints import digest, read_arrays, write_arrays
 from support.errors import InputError
 from support.options import number
 from support.ranks import batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
@@ -214,26 +212,19 @@ def frechet_distance(mean_1, S_1, mean_2, S_2):
 def reference_statistics(features, key, read, count, ranks, batch_size, cache):
     """feature_statistics of the real pictures read(0) ... read(count - 1), kept in the folder `cache`. They are found
     again by `key`, a text that names the pictures, their size, their number and the weights."""
-    file = Path(cache) / f"reference_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    if file.is_file():  # rank 0 writes it below, after every rank has looked
-        try:
-            with np.load(file) as saved:
-                mean, covariance = (torch.from_numpy(saved[name]) for name in ("mean", "covariance"))
-                if str(saved["key"]) == key and mean.isfinite().all() and covariance.isfinite().all() and (
-                        (features.width,), 2 * (features.width,)) == (mean.shape, covariance.shape):
-                    return mean, covariance
-        except Exception:  # numpy raises many kinds for a damaged file
-            pass
-        if ranks.rank == 0:
-            print(f"{file}: damaged, measured again", file=sys.stderr)
+    file, D = Path(cache) / f"reference_{digest(key)[:16]}.npz", features.width
+    if count < 2:
+        raise InputError(f"{count} real picture to score with; expected 2 or more, or no --evaluate-every")
+    saved = read_arrays(file, key, {"mean": ((D,), np.float64), "covariance": ((D, D), np.float64)})
+    if saved:  # rank 0 writes it below, after every rank has looked
+        return tuple(torch.from_numpy(saved[name]) for name in ("mean", "covariance"))
     shares = batches(count, batch_size, ranks)
     pictures = (items for _, items in read_ahead(read, shares, "features of real pictures", ranks.rank == 0))
     with scoring_precision():
         mean, covariance = feature_statistics(features, pictures, ranks)
     if ranks.rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save = lambda opened: np.savez(opened, key=key, mean=mean.numpy(), covariance=covariance.numpy())
-        write_atomically(file, save)
+        write_arrays(file, key, {"mean": mean.numpy(), "covariance": covariance.numpy()})
     return mean, covariance
 
 

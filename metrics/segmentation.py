@@ -7,7 +7,6 @@
 
     shapes: B batch, H x W picture, C classes of the dataset, K classes that are scored, S classes of the segmenter
 """
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torchvision.models.segmentation import LRASPP
 from tqdm import tqdm
 
 from metrics import to_tensor
-from support.checkpoints import is_whole, read_torch, save_checkpoint, sha256_of
+from support.checkpoints import digest, is_whole, read_torch, save_checkpoint, sha256_of
 from support.errors import InputError
 from support.options import AT_LEAST_0, number, size
 from support.ranks import Ranks, batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
@@ -300,15 +299,15 @@ def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
     settings = f"{steps} steps of {BATCH} out of {SAMPLES} augmented samples" + f", seed {seed}" * bool(seed)
     settings += ", lite0 version 1" if kind == "lite0" else ", version 1"
     key = f"{training.fingerprint()}\n{training.image_size}\n{training.classes}\n{settings}\n{ranks.device.type}"
-    file = Path(cache) / f"segmenter_{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+    file = Path(cache) / f"segmenter_{digest(key)[:16]}.pt"
 
     def build():
-        if ranks.rank == 0 and not is_whole(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            net = on_all_cores(lambda: train_segmenter(training, kind, steps, SAMPLES, seed, ranks.device, True))
-            save_checkpoint(net.state_dict(), file)
         with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
             net = LiteSegmenter(K, (H, W), "random") if kind == "lite0" else SmallSegmenter(K, (H, W))
+        if ranks.rank == 0 and not is_whole(file, net.state_dict()):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            trained = on_all_cores(lambda: train_segmenter(training, kind, steps, SAMPLES, seed, ranks.device, True))
+            save_checkpoint(trained.state_dict(), file)
         net.load_state_dict(read_torch(file))
         return Segmenter(net.eval()).to(ranks.device).requires_grad_(False)
     net = "a feature pyramid on EfficientNet-Lite0 (ImageNet)" if kind == "lite0" else (
@@ -399,6 +398,8 @@ def class_mapping(S, dataset, segmenter, file):
         raise InputError(f"--segmenter {segmenter} tells {S} classes; expected the {K} scored ones or all {C} of the "
                          f"dataset, in order, or a --segmenter-labels FILE that says which is which")
     try:
+        if not Path(file).is_file():
+            raise OSError("no such file")
         text = Path(file).read_text(encoding="utf-8").strip().strip("[]")  # a JSON list, or a number a line
         values = [int(value) for value in text.replace(",", " ").split()]
     except (OSError, ValueError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from readers.images import Meaning, classes_of_values, read_instances, read_labels, read_rgb
-from support.errors import InputError
+from support.errors import InputError, unfit
 
 
 @dataclass(eq=False)
@@ -56,14 +56,18 @@ class Pictures:
 
     def fingerprint(self):
         """A text that changes with the list of files, their sizes and times. Raises InputError for a dead link."""
-        lines = [repr(None if self.colours is None else self.colours.tolist())]
-        for file in (file for files in self.files for file in files[:2]):
-            try:
-                stat = file.stat()
-            except OSError as error:
-                raise InputError(f"{file}: cannot be read ({error.strerror}); replace or remove it") from None
-            lines.append(f"{file} {stat.st_size} {stat.st_mtime_ns}")
-        return "\n".join(lines)
+        colours = repr(None if self.colours is None else self.colours.tolist())
+        return "\n".join([colours, *stamps(file for files in self.files for file in files[:2])])
+
+
+def stamps(files):
+    """A text for each file that changes with it: its path, size and time. Raises InputError for a dead link."""
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror}); replace or remove it") from None
+        yield f"{file} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def require_size(plane, file, image, image_file):
@@ -95,12 +99,14 @@ def match(files, path, tree, marks):
 def listed(folder, endings, suffix=""):
     """{name: file} of a folder, the names without `suffix` and ending, hidden files left out.
 
-    Raises InputError for two files of one name."""
+    Raises InputError for two files of one name, and for a name that no terminal can show."""
     files = {}
     for file in sorted(folder.glob("*")):
         name = file.stem.removesuffix(suffix)
         if file.suffix.lower() not in endings or not file.stem.endswith(suffix) or file.name.startswith("."):
             continue
+        if unfit(name):
+            raise InputError(f"{file}: its name has control characters, or is no UTF-8; rename it")
         if name in files:
             raise InputError(f"{file}: {files[name].name} has the same name; remove one of them")
         files[name] = file

@@ -5,7 +5,7 @@ import numpy as np
 
 from readers.files import Pictures, listed, match, not_there
 from readers.images import IMAGE_ENDINGS
-from support.errors import InputError
+from support.errors import InputError, unfit
 from support.pages import default_palette
 
 TREE = """--dataset folder expects
@@ -27,12 +27,12 @@ def open_folder(path, split):
         raise InputError(f"{path / 'classes.txt'}: expected 1 to 256 lines with a class name each, found "
                          f"{len(classes)} lines, {classes.count('')} of them empty")
     names = ["unlabelled" if name.lower() in ("unlabelled", "unlabeled") else name for name in classes]
-    twice = next((c for c, name in enumerate(names) if name in names[:c] or "\0" in name), None)  # \0: UTF-16
-    if twice is not None:
-        raise InputError(f"{path / 'classes.txt'}, line {twice + 1}: {classes[twice]!r} is there twice, or no UTF-8; "
-                         f"expected different names, at most one of them \"unlabelled\"")
+    bad = next((c for c, name in enumerate(names) if name in names[:c] or unfit(name)), None)  # UTF-16 has \0
+    if bad is not None:
+        raise InputError(f"{path / 'classes.txt'}, line {bad + 1}: {classes[bad]!r} is there twice, has control "
+                         f"characters or is no UTF-8; expected different names, at most one of them \"unlabelled\"")
     unknown = names.index("unlabelled") if "unlabelled" in names else None
-    colours = read_palette(path / "palette.txt", classes) if (path / "palette.txt").is_file() else None
+    colours = read_palette(path / "palette.txt", classes) if (path / "palette.txt").exists() else None
     kinds = {"images": IMAGE_ENDINGS, "labels": (".png",), "instances": (".png",)}
     files = {path / kind / split: listed(path / kind / split, endings) for kind, endings in kinds.items()
              if kind != "instances" or (path / kind).is_dir()}
@@ -41,6 +41,8 @@ def open_folder(path, split):
 
 
 def text_lines(file):
+    if not file.is_file():
+        raise InputError(f"{file}: a folder, a pipe or a device; expected a text file")
     try:
         return file.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except UnicodeDecodeError:

@@ -12,7 +12,8 @@ from typing import Callable, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from support.errors import InputError
+from support.errors import HANDLES, InputError
+from support.pages import seal
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 PICTURES, MAPS = ("PNG", "JPEG", "WEBP", "BMP"), ("PNG", "BMP")  # by content; PIL would hand PostScript to Ghostscript
@@ -49,12 +50,14 @@ def classes_of_values(num_classes, last_is_255):
     return class_of
 
 
-def open_picture(file, formats=PICTURES, upright=False, tries=3):
-    """A PIL image, read to its end. upright: see read_rgb. Raises InputError."""
+def open_picture(file, formats=PICTURES, upright=False, tries=3, header=False):
+    """A PIL image, read to its end, or its header alone. upright: see read_rgb. Raises InputError."""
     try:
         if isinstance(file, (str, Path)) and os.path.lexists(file) and not Path(file).is_file():  # as a pipe that waits
             raise ValueError("a folder, a pipe, a device, or a link to nowhere")
         with Image.open(file, formats=formats) as image:
+            if header:
+                return image
             image.info["scaled"] = bool(image.tile) and image.tile[0][3] in ("L;2", "L;4")  # a grey PNG of 2 or 4 bits
             image.load()  # a truncated file fails here, not later
             return ImageOps.exif_transpose(image) if upright else image
@@ -65,20 +68,25 @@ def open_picture(file, formats=PICTURES, upright=False, tries=3):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if tries > 1 and isinstance(error, OSError) and error.errno in PASSING:
             time.sleep(0.5)
-            return open_picture(file, formats, upright, tries - 1)
-        raise InputError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from None
+            return open_picture(file, formats, upright, tries - 1, header)
+        remedy = HANDLES if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) else "replace or remove it"
+        raise InputError(f"{file}: cannot be read as a picture ({error}); {remedy}") from None
 
 
-def read_rgb(file, upright=False):
+def read_rgb(file, upright=False, sealed=None):
     """(h, w, 3) uint8 of a picture of 8 bits a channel: RGB, greyscale, CMYK, palette. Raises InputError.
 
     upright: turn it as its camera's rotation flag says. TRAP: the benchmarks' label maps follow the stored pixels;
     people who draw their own follow what a viewer shows them.
+    sealed: the text with which pages.save_picture sealed it.
     """
     image = open_picture(file, upright=upright)
     if image.mode[0] in "IF":
         raise InputError(f"{file}: a picture of mode {image.mode}; expected 8 bits a channel, convert it")
-    return np.asarray(image.convert("RGB"))
+    picture = np.asarray(image.convert("RGB"))
+    if sealed is not None and image.info.get("seal") != seal(picture, file, sealed):
+        raise InputError(f"{file}: not the picture that was drawn there; remove it, and it is drawn again")
+    return picture
 
 
 def read_labels(file, class_of, colours=None):
@@ -94,6 +102,8 @@ def read_labels(file, class_of, colours=None):
     if colours is not None and image.mode in ("RGB", "P"):
         return classes_of_colours(np.asarray(image.convert("RGB")), colours, file)
     if image.mode not in ("L", "P", "I;16", "I", "1"):
+        if image.mode == "RGB":
+            refuse_grey(np.asarray(image), class_of.max() + 1, file)
         hint = ", or say in palette.txt which colour is which class" if image.mode == "RGB" else ""
         raise InputError(f"{file}: a label map must have one channel with class numbers, this one is {image.mode}; "
                          f"save it as an 8-bit greyscale or palette PNG{hint}")
@@ -110,6 +120,13 @@ def read_labels(file, class_of, colours=None):
     return values if (class_of[seen] == seen).all() else class_of.astype(np.uint8)[values]
 
 
+def refuse_grey(image, num_classes, file):
+    """Raises InputError for class numbers that were saved in three channels: image (h, w, 3) uint8."""
+    if image.max() < num_classes and (image == image[..., :1]).all():
+        raise InputError(f"{file}: a label map must have one channel with class numbers, this one has them three times "
+                         f"(RGB); save it as an 8-bit greyscale PNG")
+
+
 def classes_of_colours(image, colours, file):
     """image (h, w, 3) uint8, colours (C, 3) uint8 -> (h, w) uint8, the class of each colour. Raises InputError."""
     pixels, codes = (t.astype(np.int32) @ (65536, 256, 1) for t in (image, colours))     # (h, w), (C,)
@@ -117,9 +134,10 @@ def classes_of_colours(image, colours, file):
     place = order[np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)]        # (h, w)
     strange = np.unique(pixels[codes[place] != pixels])
     if len(strange):
+        refuse_grey(image, len(colours), file)
         raise InputError(f"{file}: colours {[(c >> 16, c >> 8 & 255, c & 255) for c in strange[:8].tolist()]} "
-                         f"({len(strange)} in all) are no class's colour in the palette; add them to it, or save the "
-                         f"label map without smoothing or JPEG compression")
+                         f"({len(strange)} in all) are no class's colour; save the label map without smoothing or JPEG "
+                         f"compression; where the dataset has a palette.txt, add them to it before training")
     return place.astype(np.uint8)
 
 

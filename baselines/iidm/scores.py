@@ -7,7 +7,6 @@
 M and FID are evaluate.py's. S compares each picture with the one of its name in DIR/references. All goes into the
 eval.json. The pictures may be anyone's: --references names another folder, such as that of the real pictures.
 """
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 from readers.files import listed
 from readers.images import IMAGE_ENDINGS, read_rgb
-from support.checkpoints import sha256_of, write_json
+from support.checkpoints import plain, read_json, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import new_parser, number
 
@@ -82,9 +81,11 @@ def main(argv):
     if alone or not fake:
         raise InputError(f"{references}: no reference for {len(alone)} of the {len(fake)} pictures in {args.fake}"
                          + (f", such as {alone[0]}" if alone else ""))
-    found = json.loads(args.eval.read_text(encoding="utf-8")) if args.eval.is_file() else {"scores": {}}
-    if not {"fid", "miou"} <= found["scores"].keys() or (Path(found["fake"]).resolve(), found["maps"]) != (
-            args.fake.resolve(), len(fake)):
+    try:
+        found = read_json(args.eval, {"scores": {"fid": dict, "miou": dict}, "fake": plain, "maps": len(fake).__eq__})
+    except (OSError, ValueError):
+        found = None
+    if found is None or Path(found["fake"]).resolve() != args.fake.resolve():
         raise InputError(f"--eval {args.eval}: not there, or not the FID and mIoU of these {len(fake)} pictures; run "
                          f"evaluate.py --fake {args.fake} --dataset NAME first")
     names, half = sorted(fake), len(fake) // 2
