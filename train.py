@@ -26,8 +26,8 @@ from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
+import support  # noqa: F401, before torch, which takes seconds
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data import DATASETS, RareClassBatches, batches_of, open_dataset, training_batches, training_probabilities
@@ -287,7 +287,7 @@ def weigh(label_counts, unknown, args):
 
 def build_networks(args, dataset, probabilities, folder, ranks):
     """-> G, D, P, the name of G's architecture and G's options. Raises InputError for weights that do not fit."""
-    check_sides(args.image_size, STRIDES[-1])
+    check_sides(args.image_size, STRIDES[-1], split_batch(args, ranks)[1] * ranks.world)
     torch.manual_seed(args.seed)
     G, options = build_generator(args, dataset)
     D = build_discriminator(args, dataset, probabilities, folder, ranks)
@@ -324,7 +324,7 @@ def build_contrastive(args, ranks):
 def pretrain(args, dataset, probabilities, path, ranks):
     """--backbone-weights self: the backbone learns which classes a picture contains, unless `path` is there."""
     sampler = RareClassBatches(probabilities, PRETRAIN_BATCH, 0, PRETRAIN_STEPS, args.seed)
-    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers)
     pretrain_backbone(args.backbone, len(dataset.classes), batches_of(loader), PRETRAIN_STEPS, path, args.seed, ranks)
 
 

@@ -1,6 +1,5 @@
 """A run folder: what is due after a step, what is kept there, and how a run goes on from it."""
 import functools
-import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +13,8 @@ try:
 except ImportError:  # on Windows two runs in one folder are not noticed
     fcntl = None
 
-from support.checkpoints import (append_line, keep_steps_up_to, load_checkpoint, read_lines, save_checkpoint, unlike,
-                                 write_json)
+from support.checkpoints import (append_line, digest, keep_steps_up_to, load_checkpoint, read_lines, require_like,
+                                 save_checkpoint, unlike, write_json)
 from support.errors import InputError
 from support.logs import check_finite
 from support.pages import draw_columns, strip_columns
@@ -104,7 +103,7 @@ def trained(net):
 @functools.lru_cache(4)
 def files_of(dataset):
     """The sha256 of the dataset's list of files, their sizes and times, as they were when it was first asked for."""
-    return hashlib.sha256(dataset.fingerprint().encode(errors="surrogateescape")).hexdigest()
+    return digest(dataset.fingerprint())
 
 
 def save(run, step, args, ranks):
@@ -159,8 +158,9 @@ def draw_strip(run, z, step, ranks):
 
 def finish(folder, ranks):
     """Say where picture and checkpoint are, and leave."""
-    newest = sorted(folder.glob("ema_[0-9]*.pt"))
-    ranks.say(f"picture:    {folder / 'strip.png'}\ncheckpoint: {newest[-1] if newest else folder / 'latest.pt'}")
+    newest, strip = sorted(folder.glob("ema_[0-9]*.pt")), folder / "strip.png"
+    ranks.say(f"picture:    {strip if strip.is_file() else 'none yet'}\n"  # stopped early
+              f"checkpoint: {newest[-1] if newest else folder / 'latest.pt'}")
     leave_ranks(ranks)
 
 
@@ -230,24 +230,17 @@ def newest(folder, args, ranks):
     return state, previous
 
 
-def require_like(state, mine, name):
-    """Raises ValueError where a state dict has other names, shapes or types than `mine`."""
-    for key in sorted(state.keys() | mine.keys()):
-        found, expected = (None if t is None else (*t.shape, t.dtype) for t in (state.get(key), mine.get(key)))
-        if found != expected:
-            raise ValueError(f"{name}.{key} is {found}, expected {expected}")
-
-
 def restore_optimiser(optimiser, state, name):
-    """optimiser.load_state_dict(state). Raises ValueError where it is another one's."""
-    parameters = optimiser.param_groups[0]["params"]
-    form = {"state": dict, "param_groups": [{"lr": float, "betas": tuple, "eps": float, "params": [int]}]}
+    """The moments of a state, with this command's options. Raises ValueError where it is another optimiser's."""
+    parameters, (mine,) = optimiser.param_groups[0]["params"], optimiser.state_dict()["param_groups"]
+    form = {"state": dict, "param_groups": [{"params": [int]}]}
     wrong = unlike(state, form, name) or next((f"{name}.state.{i}" for i, moments in state["state"].items() if unlike(
         moments, dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.Tensor)) is not None or i not in range(
         len(parameters)) or any(t.shape not in (parameters[i].shape, ()) for t in moments.values())), None)
     if wrong:
         raise ValueError(f"{wrong} is not what it should be")
-    optimiser.load_state_dict(state)
+    groups = [{**mine, "params": group["params"]} for group in state["param_groups"]]
+    optimiser.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def check_identity(state, identity, path, args, ranks):
