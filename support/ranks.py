@@ -39,18 +39,29 @@ def setup_ranks(device):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this torch sees no CUDA device; use --device cpu")
-    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in
-                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, world, local_rank, local_world = place()
     if device == "cuda":
         device = f"cuda:{local_rank}"  # TRAP: local rank, or two nodes share a device
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     else:
-        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, cores() // local_world))
     if world > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo")
     return Ranks(torch.device(device), rank, world)
+
+
+def place():
+    """-> rank, world, rank and world of this machine, as torchrun says. Raises InputError where they do not fit."""
+    said = {name: os.environ.get(name, default) for name, default in
+            (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))}
+    rank, world, local_rank, local_world = found = [int(n) if n.isdecimal() else -1 for n in said.values()]
+    alone = world > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if min(found) < 0 or rank >= world or not local_world or alone:
+        raise InputError(f"{' '.join('='.join(pair) for pair in said.items())} of the environment do not fit together; "
+                         f"start with torchrun, which sets them all, or unset them for one process")
+    return found
 
 
 def cores():
