@@ -16,7 +16,7 @@ import torch.nn as nn
 import torchvision
 from tqdm import tqdm
 
-from support.checkpoints import save_checkpoint, sha256_of
+from support.checkpoints import is_whole, read_torch, save_checkpoint, sha256_of
 from support.errors import InputError
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
@@ -33,11 +33,9 @@ LITE_HEAD = ("conv_head.", "bn2.", "classifier.")  # which a network of features
 def read_state(file):
     """A state dict from a file. Raises OSError where it is not there, ValueError where it is something else."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds for a file that is something else
-        raise ValueError(f"{file}: cannot be read as a state dict ({type(error).__name__})") from None
+        state = read_torch(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: cannot be read as a state dict ({error})") from None
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ValueError(f"{file}: not a state dict")
     return state
@@ -233,7 +231,7 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
     cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
     classification", in half a minute and without a download.
     """
-    if path.is_file():
+    if is_whole(path):
         return
     ranks.say(f"pre-training {name} to tell {num_classes} classes, {steps} steps, once")
     mean, std, device = IMAGENET_MEAN, IMAGENET_STD, ranks.device
