@@ -7,6 +7,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,22 +18,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import tqdm
 from PIL import EpsImagePlugin, Image
 
 import evaluate
 import sample
 import train
+from baselines.iidm import scores as iidm_scores
 from baselines.iidm.train import read_autoencoder
 from conftest import ROOT, TinyFeatures, call, lines, load, start, tiny_inception
-from data import open_dataset
+from data import class_presence, open_dataset
 from metrics import fid, segmentation
 from readers import toy
 from readers.images import classes_of_values, read_instances, read_labels, read_rgb
-from support import checkpoints, runs
+from support import checkpoints, ranks, runs, weights
 from support.errors import InputError, run_script
 from tables import compare
 from test_evaluate import write_checkpoint
-from test_metrics import ALONE
+from test_metrics import ALONE, save_scenes
 from test_train import options, same_run, shrink
 
 
@@ -206,7 +209,7 @@ def change(*keys, value=None):
     def edit(state):
         for key in keys[:-1]:
             state = state[key]
-        state.pop(keys[-1]) if value is None else state.update({keys[-1]: value})
+        state.pop(keys[-1]) if value is None else state.__setitem__(keys[-1], value)
     return edit
 
 
@@ -518,6 +521,257 @@ def test_names_cannot_steer_the_terminal_and_a_closed_pipe_is_no_error(capsys):
     process = start("-c", code)
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 141
+
+
+# ------------------------------------------------------------------------------ what is readable, but not what it says
+
+OPTIONS = ("optimiser_G", "param_groups", 0)
+
+
+@pytest.mark.parametrize("edit, says", [
+    (change("palette", 0, value=[300, 0, 0]), "palette.0.0 is not"), (change("palette", value=[]), "11 names, 0 colou"),
+    (change("classes", 0, value="sky\x1b[2J"), "classes.0 is not"), (change("unknown", value=11), "unlabelled class 1"),
+    (change("step", value=-1), "step is not"), (change("image_size", value=[320_000, 320_000]), "GiB or more"),
+    (change("image_size", value=[0, 0]), "must be divisible by")])
+def test_an_average_with_impossible_values_is_not_sampled(tmp_path, edit, says):
+    state = load(write_checkpoint(tmp_path / "ema.pt", 0))
+    edit(state)
+    torch.save(state, tmp_path / "ema.pt")
+    with pytest.raises(InputError, match=says):
+        sample.main(["--checkpoint", str(tmp_path / "ema.pt"), "--dataset", "toy", "--output-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("edit", [
+    change(*OPTIONS, "betas", value=("a", "b")), change(*OPTIONS, "amsgrad", value=True),
+    change(*OPTIONS, "weight_decay", value="x"), change(*OPTIONS, "maximize", value=True)])
+def test_an_optimisers_options_are_this_commands(kept, edit):
+    state = load(kept / "latest.pt")
+    edit(state)
+    torch.save(state, kept / "latest.pt")
+    run(kept, "--steps", 5)
+    group = load(kept / "latest.pt")["optimiser_G"]["param_groups"][0]
+    assert [group[name] for name in ("betas", "amsgrad", "weight_decay", "maximize")] == [(0.0, 0.99), False, 0, False]
+
+
+@pytest.mark.parametrize("content", [b"half", np.zeros(3), np.ones((18, 2)), np.ones((18, 11))])
+def test_a_damaged_table_of_classes_is_made_again_and_said(tmp_path, content, capsys):
+    dataset, file = open_dataset("toy", None, "train", (32, 32)), tmp_path / "class_presence.npz"
+    whole = class_presence(dataset, file)
+    with np.load(file) as saved:
+        key = saved["key"]
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        with open(file, "wb") as opened:
+            np.save(opened, content) if content.ndim == 1 else np.savez(opened, key=key, presence=content)
+    assert np.array_equal(class_presence(dataset, file), whole)
+    assert f"{file}: damaged, measured again" in capsys.readouterr().err
+    assert np.array_equal(class_presence(dataset, file), whole) and not capsys.readouterr().err
+
+
+def test_a_damaged_segmenter_is_trained_again_and_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(segmentation, "SAMPLES", 2)
+    get = functools.partial(segmentation.trained_segmenter, open_dataset("toy", None, "train", (32, 32)), "toy",
+                            "small", 2, 0, ALONE, tmp_path)
+    good, (file,) = get()[0].state_dict(), tmp_path.glob("segmenter_*.pt")
+    for content in ({"a": torch.ones(2)}, [1]):
+        torch.save(content, file)
+        assert all(torch.equal(t, good[name]) for name, t in get()[0].state_dict().items())
+        assert f"{file}: damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_self_trained_backbone_is_made_again(tmp_path, capsys):
+    (tmp_path / "backbone.pt").write_bytes(b"half")
+    with pytest.raises(ZeroDivisionError):  # it begins
+        weights.pretrain_backbone("resnet18", 2, (1 / 0 for _ in range(1)), 1, tmp_path / "backbone.pt", 0, ALONE)
+    assert "backbone.pt: damaged" in capsys.readouterr().err
+
+
+def test_scores_and_logs_of_other_kinds_are_said_or_named(kept, tmp_path, capsys):
+    (kept / "scores.jsonl").write_text('{"step": 1, "tiny distance": "x"}\n')
+    run(kept, "--steps", 5, "--evaluate-every", 5)
+    assert "scores.jsonl: line 1 is damaged and left out" in capsys.readouterr().err
+    (kept / "scores.jsonl").unlink()
+    os.mkfifo(kept / "scores.jsonl")
+    with pytest.raises(InputError, match="scores.jsonl: a folder, a pipe or a device is in the way"):
+        run(kept, "--steps", 6)
+    save_scenes(tmp_path / "fake", 0, 2)
+    words = ["--fake", str(tmp_path / "fake"), "--references", str(tmp_path / "fake"), "--eval", str(tmp_path / "e")]
+    for content in ("", "[]", "{}", '{"scores": 3}', '{"scores": {"fid": {}, "miou": {}}}', "[" * 10 ** 5):
+        (tmp_path / "e").write_text(content)
+        with pytest.raises(InputError, match="--eval .*not there, or not the FID and mIoU of these 2"):
+            iidm_scores.main(words)
+
+
+@pytest.mark.parametrize("content", ['{"names": [3]}', "[" * 10 ** 5])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(InputError, match="no manifest.json that says"):
+        evaluate.claim_pictures(tmp_path, {"names": ["a"]}, True)
+    (tmp_path / "eval.json").write_text(content)
+    with pytest.raises(InputError, match="eval.json: not readable as scores"):
+        evaluate.require_own_scores(argparse.Namespace(output_dir=tmp_path, fake=None, force=True))
+
+
+def test_a_drawn_picture_that_was_replaced_is_not_scored(tmp_path):
+    words = ["--checkpoint", write_checkpoint(tmp_path / "ema.pt", 0), "--metrics", "fid", "--count", 3, "--device",
+             "cpu", "--output-dir", tmp_path / "out"]
+    args = evaluate.parse_options([str(word) for word in words])
+    first, file = evaluate.evaluate(args)["fid"], tmp_path / "out/pictures/seed000/val0001.png"
+    drawn = file.read_bytes()
+    for other in ((file.parent / "val0000.png").read_bytes(), None):  # another map's, and one painted over
+        file.write_bytes(other) if other else Image.open(file).convert("L").convert("RGB").save(file)
+        with pytest.raises(InputError, match="val0001.png: not the picture that was drawn there; remove it"):
+            evaluate.evaluate(args)
+    file.unlink()
+    assert evaluate.evaluate(args)["fid"] == first and file.read_bytes() == drawn
+
+
+# ------------------------------------------------------------------------------------------ what does not fit, or leads
+
+@pytest.mark.parametrize("script, words, says", [
+    (sample, ("--image-size", 320_000), "48,828 GiB or more, this machine has"),
+    (sample, ("--seeds", "0-4000000000"), "4,000,000,001 seeds; expected at most 10,000"),
+    (sample, ("--interpolate", 10 ** 9), "expected a whole number from 0 to 10000"),
+    (evaluate, ("--segmenter-size", 320_000), "GiB or more"), (evaluate, ("--batch-size", 10 ** 9), "1 to 65536"),
+    (train, ("--batch-size", 10 ** 9), "1 to 65536"), (train, ("--workers", 10 ** 9), "0 to 1024"),
+    (train, ("--image-size", "99999999999999999999x32"), "expected a side")])
+def test_numbers_that_fit_no_machine_are_refused_first(tmp_path, script, words, says):
+    words = [str(word) for word in ("--checkpoint", tmp_path / "none.pt", *words)[2 * (script is train):]]
+    with pytest.raises(InputError, match=says):
+        script.main(words) if script is sample else script.parse_options(words)
+
+
+@pytest.mark.parametrize("words", [("--batch-size", 1), ("--batch-size", 2, "--micro-batch-size", 1)])
+def test_a_batch_norm_of_one_value_is_refused_first(tmp_path, words):
+    with pytest.raises(InputError, match="deepest batch norm would see a single value; give 2 pictures, or sides of"):
+        train.train(train.parse_options(options(tmp_path, "--steps", 1, "--diversity-every", 1, *words)), train.DP_SIMS)
+
+
+@pytest.mark.parametrize("environment", [
+    {"RANK": "abc"}, {"WORLD_SIZE": "2"}, {"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+    {"WORLD_SIZE": "0"}, {"RANK": "-1"}, {"LOCAL_WORLD_SIZE": "0"}])
+def test_ranks_that_do_not_fit_are_named(monkeypatch, environment):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="of the environment do not fit together; start with torchrun"):
+        ranks.setup_ranks("cpu")
+
+
+@pytest.mark.parametrize("error, says", [
+    (lambda: torch.empty(10 ** 15), "out of memory; lower"), (lambda: np.empty(10 ** 16), "out of memory; lower"),
+    (lambda: open("/"), "a folder is in the way; move it away"),
+    (lambda: exec("raise OSError(24, 'Too many open files')"), "allow more .ulimit -n 4096.")])
+def test_what_a_machine_lacks_is_one_line(capsys, error, says):
+    with pytest.raises(SystemExit) as end:
+        run_script("data.py", error)
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and re.search(says, printed) and printed.count("\n") == 1
+
+
+def test_too_few_file_handles_are_not_the_pictures_fault(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(InputError, match="a.png: .*allow more .ulimit -n 4096., or lower --workers"):
+        read_rgb(tmp_path / "a.png")
+
+
+def test_closed_streams_are_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None), monkeypatch.setattr(sys, "stderr", None)
+    run_script("data.py", lambda: list(tqdm.tqdm(range(3))) and print("nobody reads this"))
+
+
+def test_ctrl_c_while_torch_is_imported_is_no_stack_trace():
+    process = start("-c", "import support; raise KeyboardInterrupt")
+    assert process.communicate()[1] == ""
+    for name in ("data", "sample", "evaluate", "train"):  # before anything that takes long
+        source = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+        assert source.index("\nimport support ") < source.index("\nimport torch\n"), name
+
+
+@pytest.mark.parametrize("kind, inside", [("fifo", "--fake"), ("folder", "--fake"), ("fifo", "weights"),
+                                          ("folder", "grid.png"), ("fifo", "palette.txt"), ("folder", "palette.txt")])
+def test_only_regular_files_are_opened(tmp_path, kind, inside):
+    place = tmp_path / ("a.png" if inside in ("--fake", "weights") else inside)
+    os.mkfifo(place) if kind == "fifo" else place.mkdir()
+    if inside == "--fake":
+        Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+        with pytest.raises(InputError, match="a.png: cannot be read as a picture .a folder, a pipe"):
+            evaluate.open_pictures(tmp_path, "--fake")
+    elif inside == "weights":
+        with pytest.raises(InputError, match="--flag .*a.png: no such file"):
+            weights.load_weights(str(place), "http://x", "x", "--flag", "")
+    elif inside == "grid.png":
+        with pytest.raises(InputError, match="grid.png is there already; .*move this folder away"):
+            sample.main(["--checkpoint", str(write_checkpoint(tmp_path / "e.pt", 0)), "--dataset", "toy", "--force",
+                         "--output-dir", str(tmp_path)])
+    else:
+        (tmp_path / "classes.txt").write_text("a\n")
+        with pytest.raises(InputError, match="palette.txt: a folder, a pipe or a device; expected a text file"):
+            open_dataset("folder", tmp_path, "train", (32, 32))
+
+
+# --------------------------------------------------------------------------------------------------- names and maps
+
+def sample_maps(folder, maps, *more):
+    """sample.py --labels of a folder of {name: (mode, size, colour)}."""
+    checkpoint = write_checkpoint(folder / "ema.pt", 0)
+    (folder / "maps").mkdir()
+    for name, what in maps.items():
+        Image.new(*what).save(folder / "maps" / name)
+    (folder / "maps/._a.png").write_bytes(b"macOS")
+    sample.main([str(word) for word in ("--checkpoint", checkpoint, "--labels", folder / "maps", "--output-dir",
+                                        folder / "out", *more)])
+
+
+def test_label_maps_of_a_folder_are_found_as_a_datasets(tmp_path, capsys):
+    """Endings in capitals, also of instance maps; macOS's files are none; another size is said, once."""
+    maps = {"a.PNG": ("L", (32, 32), 3), "b.png": ("L", (48, 40), 3)}
+    (tmp_path / "instances").mkdir()
+    for name, (mode, size, _) in maps.items():
+        Image.new(mode, size).save(tmp_path / "instances" / name.lower())
+    sample_maps(tmp_path, maps, "--instances", tmp_path / "instances")
+    assert {f"{name}_{what}.png" for name in "ab" for what in ("labels", "seed000")} < {
+        file.name for file in (tmp_path / "out").iterdir()}
+    assert capsys.readouterr().out.count("b.png: 40x48 (height x width); label maps are resized to 32x32") == 1
+
+
+@pytest.mark.parametrize("name, mode, colour, says", [
+    ("a.png", "RGB", (3, 3, 3), "has them three times .RGB.; save it as an 8-bit greyscale"),
+    ("a.png", "RGB", (3, 4, 5), "no class's colour; save the label map without smoothing"),
+    ("a\x1b[2J.png", "L", 3, "its name has control characters, or is no UTF-8; rename it"),
+    (os.fsdecode(b"a\xff.png"), "L", 3, "its name has control characters, or is no UTF-8; rename it")])
+def test_label_maps_that_mislead_are_refused(tmp_path, name, mode, colour, says):
+    with pytest.raises(InputError, match=says):
+        sample_maps(tmp_path, {name: (mode, (32, 32), colour)})
+    assert not contents(tmp_path / "out")
+
+
+def test_a_folder_whose_name_is_no_utf_8(tmp_path):
+    """Its path is a part of what tells caches apart."""
+    root = tmp_path / os.fsdecode(b"q\xff")
+    for kind in ("images", "labels"):
+        (root / kind / "train").mkdir(parents=True)
+        Image.new("RGB" if kind == "images" else "L", (8, 8)).save(root / kind / "train/a.png")
+    (root / "classes.txt").write_text("sky\n")
+    dataset = open_dataset("folder", root, "train", (8, 8))
+    for _ in range(2):
+        assert class_presence(dataset, tmp_path / "cache.npz").tolist() == [[True]]
+
+
+def test_one_picture_to_score_with_is_too_few(tmp_path):
+    with pytest.raises(InputError, match="1 real picture to score with; expected 2 or more"):
+        fid.reference_statistics(TinyFeatures(), "key", None, 1, ALONE, 2, tmp_path)
+
+
+def test_a_run_that_is_stopped_early_names_no_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.StopOnSignals, "now", lambda self: True)
+    run(tmp_path, "--steps", 5)
+    assert "picture:    none yet" in capsys.readouterr().out and not (tmp_path / "strip.png").exists()
 
 
 if __name__ == "__main__":

@@ -566,7 +566,8 @@ BAD = [  # layout, the file (0 picture, 1 label map, 2 instances, or its path), 
     # pictures of another mode, and colours of no class
     ("ade20k", 1, ["RGB", "one channel", "greyscale"], RGB),
     ("ade20k", 1, ["2 or 4 bits", "8 bits"], grey_png_of_4_bits()),            # 1 would be read as 17
-    ("folder", 1, ["RGB", "one channel", "palette.txt"], RGB), ("folder", 1, ["none of PNG, BMP"], FLOAT),
+    ("folder", 1, ["RGB", "one channel", "palette.txt"], RGB + np.uint8((0, 0, 1))),
+    ("folder", 1, ["none of PNG, BMP"], FLOAT),
     ("coloured", 1, ["RGBA", "save it as"], Image.fromarray(RGB).convert("RGBA")),
     ("coloured", 1, ["(7, 7, 7)", "palette", "add them"], RGB + np.uint8(7)),
     ("coloured", 1, ["(0, 0, 0)", "20 in all", "without smoothing"], RGB + np.arange(20, dtype=np.uint8)[:, None]),

@@ -91,7 +91,7 @@ def test_only_the_baselines_command_samples_their_checkpoints(checkpoint, tmp_pa
 
 @pytest.mark.parametrize("arguments, message", [
     ("--labels HERE/values.png", "label values [99, 200] are no class, expected 0..10"),
-    ("--labels HERE/colour.png", "no class's colour"),
+    ("--labels HERE/colour.png", "this one has them three times (RGB)"),
     ("--dataset toy --count 1 --output-dir TWO", "is there already"),
     ("--labels nowhere.png", "nowhere.png: not there"),
     ("--checkpoint HERE/zeros.png --dataset toy", "not an EMA file of train.py"),
