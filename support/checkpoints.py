@@ -80,7 +80,7 @@ def write_json(content, path):
 def read_json(file, form):
     """What a JSON file holds. Raises OSError, and ValueError for another form."""
     if not Path(file).is_file():  # a pipe would be waited for
-        raise FileNotFoundError(f"{file}: no such file")
+        raise FileNotFoundError(f"{file}: No such file, or not a regular one")
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except RecursionError:
@@ -113,7 +113,7 @@ def read_torch(file):
     """What torch.save wrote: plain types and finite tensors alone. Raises OSError where no file is there, ValueError
     for one that is damaged or something else."""
     if not Path(file).is_file():  # a pipe would be waited for
-        raise FileNotFoundError(f"{file}: no such file")
+        raise FileNotFoundError(f"{file}: No such file, or not a regular one")
     try:
         if zipfile.is_zipfile(file):  # files of before torch 1.6 are none
             with zipfile.ZipFile(file) as archive:  # TRAP: torch does not look at the checksums

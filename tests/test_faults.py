@@ -703,7 +703,7 @@ def test_only_regular_files_are_opened(tmp_path, kind, inside):
         with pytest.raises(InputError, match="a.png: cannot be read as a picture .a folder, a pipe"):
             evaluate.open_pictures(tmp_path, "--fake")
     elif inside == "weights":
-        with pytest.raises(InputError, match="--flag .*a.png: no such file"):
+        with pytest.raises(InputError, match="--flag .*a.png: No such file, or not a regular one"):
             weights.load_weights(str(place), "http://x", "x", "--flag", "")
     elif inside == "grid.png":
         with pytest.raises(InputError, match="grid.png is there already; .*move this folder away"):
