@@ -1,6 +1,6 @@
 """A folder of pictures in, its scores out. With a checkpoint the pictures are drawn first (DP-SIMS Sec. 4.1-4.3).
 
-    python evaluate.py --checkpoint runs/toy/ema_0002000.pt
+    python evaluate.py --checkpoint runs/toy/ema_0001600.pt
     python evaluate.py --checkpoint EMA --data-path DIR --segmenter hf:facebook/mask2former-swin-large-ade-semantic
     python evaluate.py --fake DIR --dataset folder --data-path DIR     anyone's pictures, named as their label maps
     python evaluate.py --fake DIR --real DIR                           two folders of pictures, FID alone

@@ -1,6 +1,6 @@
 """Pictures from label maps, with an averaged generator (ema_*.pt) alone: G(z, t) in one forward pass.
 
-    python sample.py --checkpoint runs/toy/ema_0002000.pt --dataset toy --seeds 0-3
+    python sample.py --checkpoint runs/toy/ema_0001600.pt --dataset toy --seeds 0-3
     python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7
     python sample.py --checkpoint ema.pt --labels folder_of_maps/ --seeds 3,5 --interpolate 12
     python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7 --region-seeds sky=3,car#2=7

@@ -60,8 +60,8 @@ PAPER = dict(
 OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000, image_size="256x512")}
 # Found by measuring (RESULTS.md): toy scenes in a quarter of an hour on two CPU cores; photos in half an hour.
 TOY = dict(
-    image_size="64", steps=2000, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
-    anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[1200, 2000],
+    image_size="64", steps=1600, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
+    anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[960, 1600],
     workers=int((os.cpu_count() or 1) > 2), picture_every=200, save_every=200, ema_every=0)
 LAPTOP = dict(TOY, image_size="128", steps=1500, lr_decay_steps=[900, 1500], backbone="efficientnet_lite1",
               backbone_weights="imagenet", vgg_weights="imagenet", contrastive_features="efficientnet_lite2",

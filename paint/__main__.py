@@ -1,6 +1,6 @@
 """Paint: draw a label map in the browser, and the picture follows the brush.
 
-    python -m paint --checkpoint runs/toy/ema_0002000.pt
+    python -m paint --checkpoint runs/toy/ema_0001600.pt
     python -m paint --checkpoint EMA_FILE --dataset ade20k --data-path DIR      with maps of its validation split
 
     __main__.py   the options, a checkpoint that fits, the address

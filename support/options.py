@@ -110,7 +110,7 @@ def add_training_options(parser):
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     machine.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="bf16 autocast, losses stay "
-                         "float32; auto: on a GPU that has it; on a CPU that has it, bf16 saves time, too")
+                         "float32; auto: where the GPU, or the CPU (AVX512-BF16), has it")
     machine.add_argument("--compile", action="store_true", help="torch.compile; minutes at the start")
     machine.add_argument("--workers", type=WORKERS, help="loader processes per rank")
     output = parser.add_argument_group("output")
@@ -136,7 +136,8 @@ def parse_training(parser, argv):
     args = parser.parse_args(argv)
     if args.amp == "auto":
         gpu = args.device != "cpu" and torch.cuda.is_available()
-        args.amp = "bf16" if gpu and torch.cuda.is_bf16_supported() else "off"
+        has_bf16 = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
+        args.amp = "bf16" if has_bf16 else "off"
     start, end = args.lr_decay_steps = list(args.lr_decay_steps)
     if not (start == end == 0 or start < end):
         raise InputError(f"--lr-decay-steps {start} {end}: expected two rising steps, or 0 0 for none")

@@ -29,7 +29,7 @@ from support.checkpoints import load_checkpoint
 from support.errors import InputError
 
 SMALL = ("--dataset toy --backbone-weights random --image-size 32 --batch-size 4 --workers 0 --device cpu "
-         "--log-every 1 --picture-every 0 --save-every 0").split()
+         "--amp off --log-every 1 --picture-every 0 --save-every 0").split()
 UNTIL_KILLED = ("--sampling", "uniform", "--steps", 10 ** 6, "--save-every", 1)
 RANKS = ("--steps", 4, "--diversity-every", 2)  # one pair for Eq. 6 on each of two ranks
 

@@ -35,7 +35,7 @@ from train import EMA_BATCHES, STRIP_ROWS, open_run
 PAPER = dict(image_size="256", steps=266_000, batch_size=32, lr=1e-4, lr_decay_steps=[0, 0], clip_grad=0.0,
              ema_decay=0.9999, sampling="uniform", autoencoder_steps=50_000, autoencoder_lr=1e-4, log_every=50,
              picture_every=5000, save_every=1000, ema_every=10_000, workers=min(8, os.cpu_count() or 1))
-TOY = dict(image_size="64", steps=5000, batch_size=8, lr=1e-3, lr_decay_steps=[3000, 5000], ema_decay=0.995,
+TOY = dict(image_size="64", amp="off", steps=5000, batch_size=8, lr=1e-3, lr_decay_steps=[3000, 5000], ema_decay=0.995,
            autoencoder_steps=2000, autoencoder_lr=4e-4, workers=1, picture_every=500, save_every=200, ema_every=1000)
 TOY_NETWORKS = dict(autoencoder_channels=16, autoencoder_multipliers=(1, 2, 4), autoencoder_blocks=1, latent_channels=8,
                     channels=64, multipliers=(1, 2, 2), blocks=1, attention_strides=(2, 4), head_channels=32, hidden=32)
