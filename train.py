@@ -42,8 +42,8 @@ from support.errors import InputError, run_script
 from support.optimisation import clip, compile_networks, refresh_ema, set_lr, trained_parameters, update_ema
 from support.options import (AT_LEAST_0, COUNT, POSITIVE, SHARE, WEIGHT, add_data_options, add_training_options,
                              check_sides, first_look, new_parser, parse_training)
-from support.ranks import (StopOnSignals, average_gradients, count_classes, parts_of, rank_0_first, setup_ranks,
-                           share, split_batch, synchronise_batch_norm, with_noise)
+from support.ranks import (average_gradients, count_classes, parts_of, rank_0_first, setup_ranks, share, split_batch,
+                           synchronise_batch_norm, with_noise)
 from support.weights import LITE, build_frozen, find_weights, pretrain_backbone, self_trained_file
 
 # The paper's numbers (Sec. 4.1) and, where it is silent, our choices (docs/departures.md).
@@ -125,22 +125,24 @@ def discriminator_losses(D, batch, fake, fake_features, alpha, args):
 
 # ----------------------------------------------------------------------------------------------- the loop
 
-def loop(args, system, run, done, ranks):
-    """Steps done + 1 ... args.steps, on every rank. system: the functions of DP_SIMS below, or those of a baseline."""
+def loop(args, system, run, ranks, stopping, done):
+    """Steps done + 1 ... args.steps, on every rank. system: the functions of DP_SIMS below, or those of a baseline.
+    stopping: a ranks.StopOnSignals. -> the signal that ended the loop, or 0."""
     G, D, P, ema, device, dataset, C = run.G, run.D, run.P, run.ema, ranks.device, run.dataset, len(run.dataset.classes)
     G_parameters, D_parameters = trained_parameters(G, P), trained_parameters(D)  # without backbone and VGG
     nets, (_, micro, accumulation) = {"G": G, "D": D, "P": P}, split_batch(args, ranks)
-    loader = training_batches(dataset, run.probabilities, done, args.steps, args, ranks)
-    history, for_statistics, busy_since, stopping = [], [], time.time(), StopOnSignals(ranks.world)
+    draws = runs.draws_of(args)  # other ones after a rollback
+    loader = training_batches(dataset, run.probabilities, done, args.steps, draws, ranks)
+    history, for_statistics, busy_since = [], [], time.time()
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in range(done + 1, args.steps + 1):
-        due = runs.what_is_due(step, args)
+        due = stopping.begin(step, runs.what_is_due(step, args))
         try:
             batch = runs.next_batch(loader, stopping)
         except InputError:  # a file that cannot be read: keep what was learnt
-            runs.save_learnt(run, step - 1, done, history, nets, args, ranks)
+            runs.save_learnt(run, step - 1, done, history, nets, args, ranks, stopping)
             raise
-        rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        rng = torch.Generator().manual_seed(draws.seed * 1_000_003 + step)
         batch.update(share(system.draw_noise(args.batch_size, G.z_dim, C, rng), ranks))
         counts = count_classes(batch["label_map"], C, ranks.world)        # (C,) n_c of the global batch
         alpha = system.weigh(counts, dataset.unknown, args)               # (C,)
@@ -194,7 +196,7 @@ def loop(args, system, run, done, ranks):
         if stop and step < args.steps:  # the process may be killed within seconds
             due = due & {"log"} | {"save"}
         if due:
-            logs.check_finite(history, step, nets, run.folder / "latest.pt")
+            logs.check_finite(history, step, nets, run.folder / "latest.pt", stopping.agree)
         if "log" in due:
             values.update(G_gradient=norm_G, D_gradient=norm_D, **logs.mean_gate(G))
             logs.write_metrics(history, step, {"lr": lr}, busy_since, args, run.folder, progress, ranks)
@@ -207,8 +209,7 @@ def loop(args, system, run, done, ranks):
         if stop:
             break
     progress.close()
-    if stop:
-        ranks.say(f"stopped at step {step} and saved; run the same command again to go on")
+    return stop
 
 
 def look(run, step, due, for_statistics, args, ranks):
@@ -237,7 +238,7 @@ System = namedtuple("System", ("title", "build_networks", "draw_noise", "weigh",
 
 
 def train(args, system):
-    """Everything that main does, on every rank. Raises InputError."""
+    """Everything that main does, on every rank -> the exit code. Raises InputError."""
     ranks = setup_ranks(args.device)
     micro = split_batch(args, ranks)[1]
     if args.lambda_d > 0 and micro % args.diversity_every:
@@ -258,11 +259,8 @@ def train(args, system):
     if args.compile:
         compile_networks(G, D, P)
     look(run, done, runs.missed(run, done, args, ranks), [], args, ranks)
-    if done >= args.steps:
-        ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
-    else:
-        loop(args, system, run, done, ranks)
-    runs.finish(folder, ranks)
+    stopped = runs.go_on(partial(loop, args, system, run, ranks), done, run, args, ranks)
+    return runs.finish(folder, ranks, stopped)
 
 
 def open_run(args, ranks):

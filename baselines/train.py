@@ -184,5 +184,5 @@ def check(args):
 if __name__ == "__main__":
     def main():
         args = parse_options(sys.argv[1:])
-        train.train(args, system_of(args))
+        return train.train(args, system_of(args))
     run_script("baselines.train", main)

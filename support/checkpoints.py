@@ -28,6 +28,9 @@ def plain(value):
     return isinstance(value, str) and not unfit(value)
 
 
+# Checkpoints of before it have no format, and are read as 0. It grows where an older code would misread a file.
+FORMAT, NEWER = 1, "made by a later version of this code"
+VERSIONS = {"format": FORMAT, "torch": str(torch.__version__)}
 # What a file has: types or tests, [of each item], [of one item, of the next, ...], {of each name: of each value}.
 STATE = {str: torch.Tensor}
 LATEST = {"step": count, "identity": dict, "options": dict, "G": STATE, "D": STATE, "P": STATE, "ema": STATE,
@@ -190,7 +193,11 @@ def unlike(value, form, name=""):
 
 def read_checkpoint(path, form):
     """The dict of a checkpoint of a form. Raises OSError and ValueError as read_torch, also for another form."""
-    return require(read_torch(path), form)
+    state = read_torch(path)
+    found = state.get("format", 0) if isinstance(state, dict) else 0
+    if not isinstance(found, int) or found > FORMAT:
+        raise ValueError(f"format {found}, {NEWER}, which reads up to {FORMAT}; update the code")
+    return require(state, form)
 
 
 def load_checkpoint(path):

@@ -22,15 +22,23 @@ def unfit(name):
     return bool(re.search("[\0-\x1f\x7f-\x9f\ud800-\udfff]", name))
 
 
+class Diverged(InputError):
+    """A loss or a parameter is not finite."""
+
+
 def run_script(name, main):
-    """main() of script `name`. Exit code 2 and one line for bad input, full disks and full devices; 130 for Ctrl-C."""
+    """main() of script `name`, which may return an exit code, as 75: stopped by a signal, to be started again.
+
+    Exit code 2 and one line for bad input, full disks and full devices; 130 for Ctrl-C."""
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by who called
             setattr(sys, stream, open(os.devnull, "w"))
         getattr(sys, stream).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     try:
-        main()
+        code = main()
         sys.stdout.flush()
+        if isinstance(code, int):
+            sys.exit(code)
         return
     except InputError as error:
         text = str(error)

@@ -9,7 +9,7 @@ import time
 import torch
 
 from support.checkpoints import append_line
-from support.errors import InputError
+from support.errors import Diverged
 from support.optimisation import trained_parameters
 from support.ranks import split_batch, sum_over_ranks
 
@@ -49,19 +49,27 @@ def mean_gate(G):
     return {"eta": torch.stack(gates).mean()} if gates else {}
 
 
-def check_finite(log, step, nets, latest):
-    """Stop at the first loss term that is not finite, and never let such weights reach a checkpoint."""
-    last_good = f"{latest} holds the last good step" if latest.is_file() else "nothing was saved before it"
-    remedy = f"{last_good}. Try a lower --lr or --clip-grad 1"
+def check_finite(log, step, nets, latest, agree=lambda problem: problem):
+    """Raises Diverged at the first loss term that is not finite: such weights never reach a checkpoint.
+
+    agree(text or None) -> the first of all ranks' texts: one rank alone may have a loss that is not finite."""
+    problem = agree(not_finite(log, step, nets))
+    if problem:
+        last_good = f"{latest} holds the last good step" if latest.is_file() else "nothing was saved before it"
+        raise Diverged(f"{problem}; {last_good}. Try a lower --lr, --clip-grad 1 or --on-divergence rollback")
+
+
+def not_finite(log, step, nets):
+    """What is not finite in the values of the steps up to `step`, or in the networks after it: a text, or None."""
     names = [name for name in log[0] if name in ("D", "loss") or name.startswith("G_")] if log else []
     table = [torch.stack([values[name] for name in names]) for values in log]              # (steps, terms)
     for when, values in enumerate(torch.stack(table).tolist() if log else (), step - len(log) + 1):
         for name, value in zip(names, values):
             if not math.isfinite(value):
-                raise InputError(f"step {when}: loss term {name} is {value}; {remedy}")
+                return f"step {when}: loss term {name} is {value}"
     for name, net in nets.items():
         if net is not None and not sum(p.detach().double().sum() for p in trained_parameters(net)).isfinite():
-            raise InputError(f"step {step}: a parameter of {name} is not finite; {remedy}")
+            return f"step {step}: a parameter of {name} is not finite"
 
 
 def peak_memory(device):
@@ -88,6 +96,8 @@ def write_metrics(log, step, known, since, args, run, progress, ranks):
     seconds = (time.time() - since) / len(log)
     line = {"step": step, **dict(zip(log[-1], means.tolist())), **known, "seconds_per_step": seconds,
             "images_per_second": args.batch_size / seconds, "memory_gib": peak_memory(ranks.device)}
+    if args.rollbacks:
+        line["rollbacks"] = args.rollbacks
     if ranks.rank > 0:
         return
     append_line(run / "metrics.jsonl", line)

@@ -107,18 +107,26 @@ def add_training_options(parser):
     group.add_argument("--ema-decay", type=SHARE, help="of the averaged generator, after a warm-up")
     group.add_argument("--sampling", choices=("rare-class", "uniform"), help="of training images (Sec. 4.1)")
     group.add_argument("--seed", type=AT_LEAST_0, default=0)
+    group.add_argument("--on-divergence", choices=("stop", "rollback"), default="stop", help="where a loss is not "
+                       "finite: stop, or go on from the last checkpoint with other batches and noise, at most 3 times")
+    parser.set_defaults(rollbacks=0)  # so far, no option: a checkpoint's options have it
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     machine.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="bf16 autocast, losses stay "
                          "float32; auto: where the GPU, or the CPU (AVX512-BF16), has it")
     machine.add_argument("--compile", action="store_true", help="torch.compile; minutes at the start")
     machine.add_argument("--workers", type=WORKERS, help="loader processes per rank")
+    machine.add_argument("--watchdog", type=WEIGHT, default=300, metavar="SECONDS", help="of many ranks: end the run, "
+                         "and say where it hangs, if a rank gives no sign of life for so long or no step ends for six "
+                         "times as long; run the same command again to go on; 0 = never")
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", help="run folder; a run found there is resumed")
     output.add_argument("--log-every", type=COUNT, help="steps")
     output.add_argument("--picture-every", type=AT_LEAST_0, help="steps; 0 = only at the end")
     output.add_argument("--save-every", type=AT_LEAST_0, help="steps between writes of latest.pt, which "
                         "also comes before each picture and score; 0 = only then, and at the end")
+    output.add_argument("--save-minutes", type=WEIGHT, default=15, metavar="N", help="write latest.pt also where the "
+                        "last write is so many minutes ago; 0 = only every --save-every steps")
     output.add_argument("--ema-every", type=AT_LEAST_0, help="steps between kept ema_*.pt; 0 = only at the end")
     return group
 

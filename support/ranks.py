@@ -1,8 +1,16 @@
 """One process or many: who is here, what they share, how the work is dealt to them, and how a signal ends it."""
+import ctypes
+import itertools
 import os
 import signal
+import sys
+import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -48,7 +56,9 @@ def setup_ranks(device):
     else:
         torch.set_num_threads(max(1, cores() // local_world))
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo")
+        hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", store=store_of_ranks(hosts),
+                                rank=rank, world_size=world)
     return Ranks(torch.device(device), rank, world)
 
 
@@ -62,6 +72,15 @@ def place():
         raise InputError(f"{' '.join('='.join(pair) for pair in said.items())} of the environment do not fit together; "
                          f"start with torchrun, which sets them all, or unset them for one process")
     return found
+
+
+def store_of_ranks(hosts=False, seconds=1800):
+    """A connection to what the ranks tell each other at the start. torchrun holds it; without it, rank 0.
+
+    TRAP: torch 2.15 mixes what the ranks tell before and after a restart by torchrun, and then waits for the dead."""
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts,
+                          timeout=timedelta(seconds=seconds), wait_for_workers=False)
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
 
 def cores():
@@ -226,38 +245,61 @@ def on_all_cores(build):
         torch.set_num_threads(threads)
 
 
-# -------------------------------------------------------------------------------- signals
+# -------------------------------------------------------------------------------- signals, and ranks that hang
+
+SIGHUP = getattr(signal, "SIGHUP", None)  # not on Windows
+ENDING = [number for number in (signal.SIGTERM, SIGHUP, getattr(signal, "SIGUSR1", None)) if number]
+STOPPED = 75  # the exit code after one of them: saved, to be started again (EX_TEMPFAIL of sysexits.h)
+LOOKS, STEP_LOOKS = 10, 60  # of the watchdog: without a sign of life of a rank, without the end of a step
+HOUSE = str(Path(__file__).resolve().parent.parent)
+
 
 def own_group(worker):
-    """For loader processes: out of the process group, whose SIGTERM or Ctrl-C is for the training process alone."""
+    """For loader processes: out of the process group, whose SIGTERM or Ctrl-C is for the training process alone. On
+    Linux the kernel ends them with it, also where a read keeps them waiting."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 class StopOnSignals:
-    """SIGTERM and Ctrl-C end the loop after its step, on all ranks after the same one; a second Ctrl-C interrupts. A
-    scheduler may send SIGTERM to a rank twice, by itself and through torchrun."""
+    """Signals end the loop after its step, on all ranks after the same one: SIGTERM, SIGHUP (a lost terminal), SIGUSR1
+    (a scheduler's warning) and Ctrl-C; a second Ctrl-C interrupts. A scheduler may send SIGTERM to a rank twice, by
+    itself and through torchrun. --save-minutes are agreed upon in the same way; rank 0's clock decides."""
 
-    def __init__(self, world):
-        self.seen, self.agreed = [], None
-        self.control = dist.new_group(backend="gloo") if world > 1 else None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.handler)
+    def __init__(self, ranks, save_minutes=0):
+        self.seen, self.agreed, self.step, self.late = [], None, 0, False
+        self.minutes, self.saved = save_minutes if ranks.rank == 0 else 0, time.monotonic()
+        self.control = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        for number in (signal.SIGINT, *ENDING):
+            if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self.handler)
 
     def handler(self, number, frame):
         if signal.SIGINT in self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.seen.append(number)
 
+    def begin(self, step, due):
+        """A step begins. -> due, what comes after it, with "save" where --save-minutes are over."""
+        self.step, due = step, due | ({"save"} if self.late else set())
+        if "save" in due:
+            self.saved = time.monotonic()
+        return due
+
     def now(self):
-        """Whether to stop, asked once a step. Many ranks learn of a signal one step later, without waiting."""
-        if self.control is None:
-            return bool(self.seen)
-        if self.agreed is not None:
-            self.agreed[1].wait()
-        stop = self.agreed is not None and self.agreed[0].item() > 0
-        flag = torch.tensor([len(self.seen)])
-        self.agreed = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.control, async_op=True)
+        """The signal to stop for, or 0, asked once a step. Many ranks learn of it one step later, without waiting."""
+        late = 0 < 60 * self.minutes < time.monotonic() - self.saved
+        flags = torch.tensor([max(self.seen, default=0), late])
+        if late:
+            self.saved = time.monotonic()
+        if self.control is not None:
+            work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control, async_op=True)
+            before, self.agreed = self.agreed, (flags, work)
+            before and before[1].wait()
+            flags = before[0] if before else torch.zeros(2, dtype=int)
+        stop, self.late = flags.tolist()
         return stop
 
     def agree(self, problem):
@@ -270,3 +312,79 @@ class StopOnSignals:
         if flag.item():
             dist.all_gather_object(texts, problem, group=self.control)
         return next((text for text in texts if text), None)
+
+
+class Watchdog:
+    """A thread beside each rank's own. It ends the process where a rank gives no sign of life for `seconds`, or where
+    no step ends for six times as long; one rank says which rank hangs, at which step and line.
+
+    It counts its looks, not the time: a job that is stopped as a whole goes on when it is let go. The ranks tell each
+    other over a connection of its own to torch's store: no step waits for it. stopping: has the step."""
+
+    def __init__(self, ranks, seconds, stopping):
+        self.rank, self.seconds, self.stopping, self.signs = ranks.rank, seconds, stopping, ranks.world * ["|?|"]
+        self.ended, self.store, self.threads = threading.Event(), None, []
+        if ranks.world > 1 and seconds > 0:
+            self.store = dist.PrefixStore("watchdog", store_of_ranks(seconds=seconds))
+            self.store.set(f"{self.rank}", "|?|")
+            ranks.wait()
+            self.threads = [threading.Thread(target=work, daemon=True) for work in (self.tell, self.watch)]
+            for thread in self.threads:
+                thread.start()
+
+    def tell(self):
+        """Tells this rank's sign, and reads those of all. TRAP: a store whose process is stopped never answers."""
+        for look in itertools.count():
+            left = self.ended.wait(self.seconds / LOOKS)
+            with suppress(RuntimeError):  # of the store
+                self.store.set(f"{self.rank}", "left||" if left else f"{look}|{self.stopping.step}|{where()}")
+                signs = self.store.multi_get([f"{rank}" for rank in range(len(self.signs))])
+                self.signs = [sign.decode() for sign in signs]
+            if left:
+                return
+
+    def watch(self):
+        before, silent, same_step = self.signs, len(self.signs) * [0], 0
+        while not self.ended.wait(self.seconds / LOOKS):
+            signs = self.signs
+            silent = [n + 1 if old == new != "left||" else 0 for n, old, new in zip(silent, before, signs)]
+            same_step = same_step + 1 if all(old.split("|")[1] == new.split("|")[1]
+                                             for old, new in zip(before, signs)) else 0
+            before, hang = signs, [rank for rank, n in enumerate(silent) if n >= LOOKS]
+            if hang:  # with this rank among them: there is no answer from the store, which is rank 0's or torchrun's
+                self.end(f"no sign of life for {self.seconds:g} s", [0] if self.rank in hang else hang)
+            elif same_step >= STEP_LOOKS:
+                self.end(f"no step ended for {self.seconds * STEP_LOOKS / LOOKS:g} s", range(len(signs)))
+
+    def end(self, what, hang):
+        seen = "; ".join("rank {}, last seen at step {}, {}".format(rank, *self.signs[rank].split("|")[1:])
+                         for rank in hang)
+        if self.is_first():
+            print(f"step {self.stopping.step}: {what}: {seen}. Run the same command again to go on from the last "
+                  f"checkpoint", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    def is_first(self):
+        """Whether no other rank has said yet why all end; yes where the store does not answer."""
+        count = []
+
+        def ask():
+            with suppress(RuntimeError):
+                count.append(self.store.add("said", 1))
+        if self.store:
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(self.seconds / LOOKS)
+        return count in ([], [1])
+
+    def leave(self):
+        self.ended.set()
+        for thread in self.threads:
+            thread.join(1)
+
+
+def where():
+    """The line of this project's code that the main thread is at."""
+    frames = traceback.walk_stack(sys._current_frames()[threading.main_thread().ident])
+    return next((f"{Path(file).name}:{line} ({frame.f_code.co_name})" for frame, line in frames if (
+        file := frame.f_code.co_filename).startswith(HOUSE) and "site-packages" not in file), "")

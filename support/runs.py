@@ -1,6 +1,9 @@
 """A run folder: what is due after a step, what is kept there, and how a run goes on from it."""
+import argparse
 import functools
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +16,15 @@ try:
 except ImportError:  # on Windows two runs in one folder are not noticed
     fcntl = None
 
-from support.checkpoints import (append_line, digest, keep_steps_up_to, load_checkpoint, read_lines, require_like,
-                                 save_checkpoint, unlike, write_json)
-from support.errors import InputError
+from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_steps_up_to, load_checkpoint, read_lines,
+                                 require_like, save_checkpoint, unlike, write_json)
+from support.errors import Diverged, InputError
 from support.logs import check_finite
 from support.pages import draw_columns, strip_columns
-from support.ranks import leave_ranks
+from support.ranks import STOPPED, StopOnSignals, Watchdog, leave_ranks
 
 
+ROLLBACKS = 3  # at most
 LOCKS = {}  # {run folder: its lock file, open as long as this process lives}
 
 
@@ -69,6 +73,49 @@ def what_is_due(step, args):
     return due | ({"save"} if due & {"picture", "score"} else set())  # a picture that cannot be read costs no step
 
 
+def go_on(loop, done, run, args, ranks):
+    """loop(stopping, done) -> the signal that stopped it before --steps, or 0. With --on-divergence rollback it goes on
+    from the last checkpoint where something is not finite. Raises InputError."""
+    if done >= args.steps:
+        ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
+        return 0
+    stopping = StopOnSignals(ranks, args.save_minutes)
+    watchdog = Watchdog(ranks, args.watchdog, stopping)
+    try:
+        stop = None
+        while stop is None:
+            try:
+                stop = loop(stopping, done)
+            except Diverged as error:
+                problem, rollbacks = str(error).split(";")[0], args.rollbacks + 1
+                if args.on_divergence == "stop" or not (run.folder / "latest.pt").is_file():
+                    raise
+                if rollbacks > ROLLBACKS:
+                    raise InputError(f"{problem}, after {ROLLBACKS} rollbacks; try a lower --lr") from error
+                done = resume(run, args, ranks)
+                args.rollbacks = rollbacks
+                ranks.say(f"{problem}: back to step {done} with other batches and noise (rollback {rollbacks} of at "
+                          f"most {ROLLBACKS})")
+    except RuntimeError as error:  # of gloo and NCCL
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        if watchdog.is_first():
+            raise InputError(f"step {stopping.step}: another rank has ended ({str(error).split('. ')[0]}); see what "
+                             f"it says, and run the same command again to go on from the last checkpoint") from None
+        sys.exit(2)
+    finally:
+        watchdog.leave()
+    if not stop or stopping.step == args.steps:
+        return 0
+    ranks.say(f"stopped at step {stopping.step} and saved; run the same command again to go on")
+    return stop
+
+
+def draws_of(args):
+    """args with the seed of batches and noise: another one after each rollback."""
+    return argparse.Namespace(**{**vars(args), "seed": args.seed + args.rollbacks * (10 ** 9 + 1)})
+
+
 def missed(run, done, args, ranks):
     """The names of what was due at step `done`, where a run goes on, and was not kept: it was killed after the save."""
     due = what_is_due(done, args) if done else set()
@@ -111,27 +158,27 @@ def save(run, step, args, ranks):
     if ranks.rank == 0:
         G = run.G.state_dict()  # with its buffers: refresh_ema gives the average's own, whenever they are needed
         average = {**G, **{name: p.detach() for name, p in run.ema.named_parameters()}}
-        save_checkpoint({"step": step, "identity": run.identity, "options": vars(args), "G": G,
+        save_checkpoint({**VERSIONS, "step": step, "identity": run.identity, "options": vars(args), "G": G,
                          "D": trained(run.D), "P": trained(run.P), "ema": average,
                          "optimiser_G": run.optimiser_G.state_dict(), "optimiser_D": run.optimiser_D.state_dict(),
                          "files": files_of(run.dataset)}, run.folder / "latest.pt", run.folder / "latest_previous.pt")
     ranks.wait()  # where one rank leaves early, torchrun ends the others
 
 
-def save_learnt(run, step, done, history, nets, args, ranks):
+def save_learnt(run, step, done, history, nets, args, ranks, stopping):
     """save, before an error ends the run, where something was learnt since step `done`."""
     if step > done:
-        check_finite(history, step, nets, run.folder / "latest.pt")
+        check_finite(history, step, nets, run.folder / "latest.pt", stopping.agree)
         save(run, step, args, ranks)
 
 
 def save_average(run, name, step, scores, args, ranks):
     """The averaged generator alone, with what sample.py and evaluate.py have to know of it."""
     if ranks.rank == 0:
-        save_checkpoint({"step": step, "architecture": run.architecture, "generator": run.generator_options,
-                         "ema": run.ema.state_dict(), "dataset": args.dataset, "image_size": list(args.image_size),
-                         "classes": list(run.dataset.classes), "palette": run.dataset.palette.tolist(),
-                         "unknown": run.dataset.unknown, "scores": scores,
+        save_checkpoint({**VERSIONS, "step": step, "architecture": run.architecture,
+                         "generator": run.generator_options, "ema": run.ema.state_dict(), "dataset": args.dataset,
+                         "image_size": list(args.image_size), "classes": list(run.dataset.classes),
+                         "palette": run.dataset.palette.tolist(), "unknown": run.dataset.unknown, "scores": scores,
                          "run": {**run.identity, "seed": args.seed}}, run.folder / name)
 
 
@@ -156,12 +203,13 @@ def draw_strip(run, z, step, ranks):
         draw_columns(columns, run.folder / name)
 
 
-def finish(folder, ranks):
-    """Say where picture and checkpoint are, and leave."""
+def finish(folder, ranks, stopped=0):
+    """Say where picture and checkpoint are, and leave. stopped: of go_on. -> the exit code."""
     newest, strip = sorted(folder.glob("ema_[0-9]*.pt")), folder / "strip.png"
     ranks.say(f"picture:    {strip if strip.is_file() else 'none yet'}\n"  # stopped early
               f"checkpoint: {newest[-1] if newest else folder / 'latest.pt'}")
     leave_ranks(ranks)
+    return 0 if stopped in (0, signal.SIGINT) else STOPPED
 
 
 # -------------------------------------------------------------------------------------------- resumed
@@ -185,6 +233,7 @@ def resume(run, args, ranks):
     done, (state, path) = 0, newest(run.folder, args, ranks)
     if state is not None:
         try:
+            args.rollbacks = int(state["options"].get("rollbacks", 0))
             check_identity(state, run.identity, path, args, ranks)
             for net, name in ((run.G, "G"), (run.D, "D"), (run.P, "P"), (run.ema, "ema")):
                 require_like(state[name], trained(net), name)
@@ -220,7 +269,7 @@ def newest(folder, args, ranks):
         raise InputError(f"{latest}: not there, but {(kept or [previous.name])[0]} of a run that had it; put it back "
                          f"to go on, or choose another --output-dir to start anew")
     except InputError as error:
-        if not previous.is_file():
+        if not previous.is_file() or NEWER in str(error):
             raise
         state = load_checkpoint(previous)
         ranks.say(f"{error}. Going on from {previous}, step {state['step']}")
@@ -255,6 +304,6 @@ def check_identity(state, identity, path, args, ranks):
                              f"or the options that it was started with")
     then = state["options"]
     changed = [f"{k} {then[k]} -> {now}" for k, now in vars(args).items()
-               if k in then and then[k] != now and k not in ("steps", "output_dir")]
+               if k in then and then[k] != now and k not in ("steps", "output_dir", "rollbacks")]
     if changed:
         ranks.say(f"resuming with other options than before: {', '.join(changed)}")

@@ -26,7 +26,7 @@ from support.optimisation import clip, set_lr, update_ema
 from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, first_look,
                              new_parser, number, parse_training)
 from support.pages import colour_labels, draw_columns, to_pixels
-from support.ranks import StopOnSignals, average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
+from support.ranks import average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
 from support.weights import fit
 from train import EMA_BATCHES, STRIP_ROWS, open_run
 
@@ -44,7 +44,7 @@ STRIP_DDIM_STEPS = 25  # of the pictures on the way
 
 
 def train(args):
-    """What the loop needs before it starts, and the loop, on every rank. Raises InputError."""
+    """What the loop needs before it starts, and the loop, on every rank -> the exit code. Raises InputError."""
     ranks = setup_ranks(args.device)
     split_batch(args, ranks)  # raises InputError before anything is written
     dataset, validation, folder, probabilities = open_run(args, ranks)
@@ -65,24 +65,24 @@ def train(args):
                          ("parameters", parts)], args, ranks, folder, done, len(dataset))
     if done > args.autoencoder_steps and "average" in runs.missed(run, done, args, ranks):
         runs.save_average(run, f"ema_{done:07d}.pt", done, {}, args, ranks)
-    if done >= args.steps:
-        ranks.say(f"step {done} is reached already; --steps {2 * done} would go on (see --lr-decay-steps)")
-    else:
-        loop(args, run, done, ranks)
-    runs.finish(folder, ranks)
+    stopped = runs.go_on(partial(loop, args, run, ranks), done, run, args, ranks)
+    return runs.finish(folder, ranks, stopped)
 
 
-def loop(args, run, done, ranks):
-    """Steps done + 1 ... args.steps, on every rank: --autoencoder-steps of E and D, then Algorithm 1."""
+def loop(args, run, ranks, stopping, done):
+    """Steps done + 1 ... args.steps, on every rank: --autoencoder-steps of E and D, then Algorithm 1.
+
+    stopping: a ranks.StopOnSignals. -> the signal that ended the loop, or 0."""
     model, ema, dataset, A, (H, W) = run.G, run.ema, run.dataset, args.autoencoder_steps, args.image_size
     _, micro, accumulation = split_batch(args, ranks)
-    loader = training_batches(dataset, run.probabilities, done, args.steps, args, ranks)
-    log, busy_since, stopping = [], time.time(), StopOnSignals(ranks.world)
+    draws = runs.draws_of(args)  # other ones after a rollback
+    loader = training_batches(dataset, run.probabilities, done, args.steps, draws, ranks)
+    log, busy_since = [], time.time()
     nets, latest = {"E, D": model.autoencoder, "eps_theta": model.unet}, run.folder / "latest.pt"
     latent = (model.latent_channels, H // model.shrinks, W // model.shrinks)
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in range(done + 1, args.steps + 1):
-        due, stage = runs.what_is_due(step, args), "autoencoder" if step <= A else "unet"
+        due, stage = stopping.begin(step, runs.what_is_due(step, args)), "autoencoder" if step <= A else "unet"
         if step <= A:
             due = due - {"average"} | ({"log"} if step == A else set())
         try:
@@ -91,9 +91,9 @@ def loop(args, run, done, ranks):
                     dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), ranks)
             batch = runs.next_batch(loader, stopping)
         except InputError:  # a file that cannot be read: keep what was learnt
-            runs.save_learnt(run, step - 1, done, log, nets, args, ranks)
+            runs.save_learnt(run, step - 1, done, log, nets, args, ranks, stopping)
             raise
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(draws.seed * 1_000_003 + step)
         batch.update(share({  # Algorithm 1: t ~ Uniform(1, ..., 1000), epsilon ~ N(0, I)
             "t": torch.randint(1, STEPS + 1, (args.batch_size,), generator=generator),
             "noise": torch.randn(args.batch_size, *latent, generator=generator),
@@ -123,7 +123,7 @@ def loop(args, run, done, ranks):
         if stop and step < args.steps:  # there may be seconds only
             due = due & {"log"} | {"save"}
         if due:
-            logs.check_finite(log, step, nets, latest)
+            logs.check_finite(log, step, nets, latest, stopping.agree)
         if "log" in due:
             values["gradient"] = norm
             logs.write_metrics(log, step, {"stage": stage, "lr": lr}, busy_since, args, run.folder, progress, ranks)
@@ -141,8 +141,7 @@ def loop(args, run, done, ranks):
         if stop:
             break
     progress.close()
-    if stop:
-        ranks.say(f"stopped at step {step} and saved; run the same command again to go on")
+    return stop
 
 
 def autoencoder_loss(model, real):
