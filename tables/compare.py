@@ -13,6 +13,7 @@ command again to go on; add rows or seeds, and only what is missing is run. The 
     ROW/seedS/                       the run folders, each with its eval/ (IIDM's run: iidm/seedS)
 """
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from support.checkpoints import read_lines, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import COUNT, new_parser, number, seeds
 from support.pages import colour_labels, draw_rows
+from support.ranks import ENDING, STOPPED
 from tables.rows import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,13 +118,21 @@ def commands_of(args, row, seed):
 
 
 def call(command, log):
-    """One python command; its output goes to `log`. Raises InputError where it fails."""
-    with open(log, "a") as file:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file)
-    if done.returncode:
+    """One python command; its output goes to `log`. A signal ends it, too. Raises InputError where it fails."""
+    for number in ENDING:
+        signal.signal(number, lambda *_: sys.exit(STOPPED))
+    with open(log, "a") as file, subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file,
+                                                  stderr=file) as process:
+        try:
+            process.wait()
+        except (KeyboardInterrupt, SystemExit):
+            process.terminate()  # train.py saves then
+            process.wait()
+            raise
+    if process.returncode:
         last = [line for line in Path(log).read_text().splitlines() if line.strip()][-1:]
-        raise InputError(f"{' '.join(command)} ended with exit code {done.returncode}: {' '.join(last)} (all of it in "
-                         f"{log}); put it right and run this command again")
+        raise InputError(f"{' '.join(command)} ended with exit code {process.returncode}: {' '.join(last)} (all of it "
+                         f"in {log}); put it right and run this command again")
 
 
 def known(file):
