@@ -271,6 +271,7 @@ class StopOnSignals:
     def __init__(self, ranks, save_minutes=0):
         self.seen, self.agreed, self.step, self.late = [], None, 0, False
         self.minutes, self.saved = save_minutes if ranks.rank == 0 else 0, time.monotonic()
+        self.terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         self.control = dist.new_group(backend="gloo") if ranks.world > 1 else None
         for number in (signal.SIGINT, *ENDING):
             if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
@@ -279,6 +280,8 @@ class StopOnSignals:
     def handler(self, number, frame):
         if signal.SIGINT in self.seen and number == signal.SIGINT:
             raise KeyboardInterrupt
+        for stream in self.terminals if number == SIGHUP else ():  # they are gone: each line would be an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         self.seen.append(number)
 
     def begin(self, step, due):
