@@ -769,7 +769,7 @@ def test_one_picture_to_score_with_is_too_few(tmp_path):
 
 
 def test_a_run_that_is_stopped_early_names_no_picture(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train.StopOnSignals, "now", lambda self: True)
+    monkeypatch.setattr(runs.StopOnSignals, "now", lambda self: True)
     run(tmp_path, "--steps", 5)
     assert "picture:    none yet" in capsys.readouterr().out and not (tmp_path / "strip.png").exists()
 
