@@ -56,6 +56,12 @@ def equal_weights(label_counts, unknown=None):
     return alpha
 
 
+def log_probabilities(logits):
+    """log p of every pixel in float32, (B, C + 1, H, W). Along the last dimension of a view (B, H, W, C + 1): so logits
+    that are channels-last stay so, and so does their gradient, which the last convolution then takes as it is."""
+    return F.log_softmax(logits.float().permute(0, 2, 3, 1), dim=3).permute(0, 3, 1, 2)
+
+
 def focal_log(log_p, gamma):
     """(1 - p)^gamma * log p, element by element. Value and gradient are finite for every p."""
     # expm1 keeps 1 - p exact near p = 1; the floor keeps its power differentiable at p = 1
@@ -68,8 +74,8 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
     logits (B, C + 1, H, W), label_map (B, H, W), alpha (C,). Summed over pixels, mean over images.
     smoothing: epsilon of the one-sided label smoothing, on the real pixels. gamma 0 and smoothing 0: (DP-GAN Eq. 3).
     """
-    log_p_x = F.log_softmax(real_logits.float(), dim=1)                   # (B, C + 1, H, W)
-    log_p_g_fake = F.log_softmax(fake_logits.float(), dim=1)[:, -1]       # (B, H, W)
+    log_p_x = log_probabilities(real_logits)                              # (B, C + 1, H, W)
+    log_p_g_fake = log_probabilities(fake_logits)[:, -1]                  # (B, H, W)
     every_class = focal_log(log_p_x, gamma)                               # (B, C + 1, H, W)
     own_class = every_class.gather(1, label_map[:, None])[:, 0]           # (B, H, W)
     # PAPER: targets of 1 - epsilon.
@@ -91,7 +97,7 @@ def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
 
     gamma 0: the first term of (DP-GAN Eq. 7).
     """
-    log_p_g = F.log_softmax(fake_logits.float(), dim=1)                   # (B, C + 1, H, W)
+    log_p_g = log_probabilities(fake_logits)                              # (B, C + 1, H, W)
     own_class = log_p_g.gather(1, label_map[:, None])[:, 0]               # (B, H, W)
     # L_G = - E sum_c alpha_c sum_i t_ic (1 - p(g)_ic)^gamma log p(g)_ic                     (Eq. 4)
     return -(alpha[label_map] * focal_log(own_class, gamma)).sum(dim=(1, 2)).mean()

@@ -185,6 +185,11 @@ def label_mix(real, fake, mask):
     return torch.where(mask, real, fake)
 
 
+def mean_square(x):
+    """x.square().mean(), a scalar; its gradient lies in memory as x does, which that of .mean() does not."""
+    return x.square().sum() / x.numel()
+
+
 def label_mix_loss(mixed_logits, real_logits, fake_logits, mask):
     """L_LM (DP-GAN Eq. 8): D of the mixed picture must be the mixture of what D says. A scalar, in float32.
 
@@ -194,4 +199,4 @@ def label_mix_loss(mixed_logits, real_logits, fake_logits, mask):
     # L_LM = || D_logits(LabelMix(x, x^, M)) - LabelMix(D_logits(x), D_logits(x^), M) ||_2^2  (DP-GAN Eq. 8)
     # PAPER: a squared norm, which is a sum. / HERE: the mean over images, outputs and pixels. / WHY: OASIS's code, to
     # which lambda_LM of 5 and 10 belong.
-    return difference.square().mean()
+    return mean_square(difference)
