@@ -35,7 +35,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from baselines.oasis import DECODER_WIDTHS, ENCODER_WIDTHS, initialise, noise_and_labels
+from baselines.oasis import DECODER_WIDTHS, ENCODER_WIDTHS, initialise, mean_square, noise_and_labels
 from baselines.oasis import Discriminator as UNet
 from generator import LABEL_CHANNELS, PADDING, STEM_CHANNELS, WIDTHS, Z_DIM, SPADEBlock
 
@@ -150,6 +150,10 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(patch_head(widths[side][i], head_channels) for side, i in self.patch_levels)
         initialise(self.heads)
 
+    def compile(self, **options):
+        """--compile: the losses call everything(), not the module."""
+        self.everything = torch.compile(self.everything, **options)
+
     def features(self, image):
         """None: there is no backbone."""
 
@@ -202,7 +206,7 @@ def feature_matching_loss(real_features, fake_features):
     """L_fm (DP-GAN Eq. 6): lists of (B, C^i, H^i, W^i) -> a scalar. It trains G, so the real side is detached."""
     # L_fm^i = E[ sum_xy || phi^i(x)_xy - phi^i(G(z, l))_xy ||_2^2 / (C^i H^i W^i) ]        (DP-GAN Eq. 6)
     # PAPER: "averaged over all layers". / HERE: so. / WHY: said here because its code sums the five.
-    return mean_over_layers([(real.detach().float() - fake.float()).square().mean()
+    return mean_over_layers([mean_square(real.detach().float() - fake.float())
                              for real, fake in zip(real_features, fake_features)])
 
 
