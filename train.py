@@ -21,7 +21,6 @@ interrupted ends where an uninterrupted one ends. README says what a run folder 
 import copy
 import os
 import sys
-import time
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -37,9 +36,10 @@ from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discri
                     equal_weights, generator_loss)
 from metrics.fid import open_scoring, score_generator, without_download
 from sample import conditions, generate, noise
-from support import logs, runs
+from support import logs, profile, runs
 from support.errors import InputError, run_script
-from support.optimisation import clip, compile_networks, refresh_ema, set_lr, trained_parameters, update_ema
+from support.optimisation import (clip, compile_networks, refresh_ema, set_lr, trained_parameters, update_ema,
+                                  update_spectral_norms)
 from support.options import (AT_LEAST_0, COUNT, POSITIVE, SHARE, WEIGHT, add_data_options, add_training_options,
                              check_sides, first_look, new_parser, parse_training)
 from support.ranks import (average_gradients, count_classes, parts_of, rank_0_first, setup_ranks, share, split_batch,
@@ -133,9 +133,9 @@ def loop(args, system, run, ranks, stopping, done):
     nets, (_, micro, accumulation) = {"G": G, "D": D, "P": P}, split_batch(args, ranks)
     draws = runs.draws_of(args)  # other ones after a rollback
     loader = training_batches(dataset, run.probabilities, done, args.steps, draws, ranks)
-    history, for_statistics, busy_since = [], [], time.time()
+    history, for_statistics, speed = [], [], profile.Speed(nets, args, ranks)
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
-    for step in range(done + 1, args.steps + 1):
+    for step in speed.steps(range(done + 1, args.steps + 1)):
         due = stopping.begin(step, runs.what_is_due(step, args))
         try:
             batch = runs.next_batch(loader, stopping)
@@ -148,13 +148,13 @@ def loop(args, system, run, ranks, stopping, done):
         alpha = system.weigh(counts, dataset.unknown, args)               # (C,)
         lr = set_lr(run.optimiser_G, args.lr, step, args.lr_decay_steps)
         set_lr(run.optimiser_D, args.lr_d or args.lr, step, args.lr_decay_steps)
+        update_spectral_norms(G, D)                                       # all passes of a step see one weight
         parts, values, made = parts_of(batch, micro), {}, []
 
         # ==== (1) Generator: minimise  lambda_GAN L_G + lambda_C L_NCE + lambda_D L_Div     (Eq. 4, 5, 6)
         # Moves G and the projections P of Eq. 5. D's weights are frozen here, but the gradient passes through D and its
         # backbone to the picture. system.generator_losses: the one above, or a baseline's.
-        for p in D_parameters:
-            p.requires_grad_(False)
+        D.requires_grad_(False)
         run.optimiser_G.zero_grad()
         for part in parts:
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp == "bf16"):
@@ -199,13 +199,13 @@ def loop(args, system, run, ranks, stopping, done):
             logs.check_finite(history, step, nets, run.folder / "latest.pt", stopping.agree)
         if "log" in due:
             values.update(G_gradient=norm_G, D_gradient=norm_D, **logs.mean_gate(G))
-            logs.write_metrics(history, step, {"lr": lr}, busy_since, args, run.folder, progress, ranks)
-            history, busy_since = [], time.time()
-        paused = time.time()
+            logs.write_metrics(history, step, {"lr": lr}, speed, args, run.folder, progress, ranks)
+            history = []
+        speed.pause()
         if "save" in due:  # first: no picture that cannot be read, and no kill while scoring, costs a step
             runs.save(run, step, args, ranks)
         look(run, step, due, for_statistics, args, ranks)
-        busy_since += time.time() - paused  # pictures and checkpoints are not training time
+        speed.go_on()  # pictures and checkpoints are not training time
         if stop:
             break
     progress.close()

@@ -1,6 +1,4 @@
 """Latency: time, memory and size of a generator (Table 4)."""
-import time
-
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -8,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from support.logs import peak_memory
+from support.profile import seconds_of
 
 RUNS, WARM_UP = 50, 5  # Table 4: "averaged over 50 different runs"
 
@@ -15,17 +14,6 @@ RUNS, WARM_UP = 50, 5  # Table 4: "averaged over 50 different runs"
 def add_options(group):
     group.add_argument("--latency-modes", choices=("both", "eager"), default="both",
                        help="both: eager and torch.compile; eager is sooner done")
-
-
-def seconds_of(run, device):
-    """How long one call of run() takes, until the device has done it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def best_throughput(runner, G, precision, device):

@@ -4,7 +4,6 @@ The values of a step are tensors on the device. Only check_finite and write_metr
 """
 import math
 import sys
-import time
 
 import torch
 
@@ -84,18 +83,16 @@ def peak_memory(device):
     return peak / (2 ** 30 if sys.platform == "darwin" else 2 ** 20)
 
 
-def write_metrics(log, step, known, since, args, run, progress, ranks):
+def write_metrics(log, step, known, speed, args, run, progress, ranks):
     """A line of metrics.jsonl and of the terminal.
 
-    log: the values of each step since the last line. known: further numbers of the line, as lr. since: when the first
-    of these steps began, in time.time(), pauses taken out.
+    log: the values of each step since the last line. known: further numbers of the line, as lr. speed: profile.Speed.
     """
     # the mean of every value over the steps that have it, and over the ranks
     means = torch.stack([torch.stack([v[name] for v in log if name in v]).mean() for name in log[-1]])
     means = sum_over_ranks(means, ranks.world) / ranks.world
-    seconds = (time.time() - since) / len(log)
-    line = {"step": step, **dict(zip(log[-1], means.tolist())), **known, "seconds_per_step": seconds,
-            "images_per_second": args.batch_size / seconds, "memory_gib": peak_memory(ranks.device)}
+    line = {"step": step, **dict(zip(log[-1], means.tolist())), **known, **speed.entries(len(log)),
+            "memory_gib": peak_memory(ranks.device)}
     if args.rollbacks:
         line["rollbacks"] = args.rollbacks
     if ranks.rank > 0:
@@ -105,8 +102,10 @@ def write_metrics(log, step, known, since, args, run, progress, ranks):
         ("loss", "loss"), ("D", "D"), ("G gan", "G_gan"), ("nce", "G_contrastive"), ("div", "G_diversity"),
         ("acc real", "D_accuracy_real"), ("fake", "D_accuracy_fake")) if name in line)
     text += f" | {line['images_per_second']:.1f} img/s"
+    if "tflops" in line:
+        text += f" | {line['tflops']:.2f} TFLOP/s, {line['share_of_matmul']:.0%} of a matmul"
     if progress.disable:
-        minutes, rest = divmod(int((args.steps - step) * seconds), 60)
+        minutes, rest = divmod(int((args.steps - step) * line["seconds_per_step"]), 60)
         print(f"step {step:6d}/{args.steps} | {text} | eta {minutes}:{rest:02d}", flush=True)
     else:
         progress.set_postfix_str(text)

@@ -1,6 +1,7 @@
 """Around the optimisers (Sec. 4.1): learning rate, clipping, compiling, and the averaged generator."""
 import torch
 import torch.nn as nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def lr_factor(step, start, end):
@@ -19,11 +20,26 @@ def trained_parameters(*nets):
 
 
 def compile_networks(G, D, P):
-    """--compile. TRAP: not the rest of D: its spectral norm is stepped again before the backward pass of Eq. 3, which
-    compiled code (torch 2.15) does not allow. A logged step goes backward twice, so no buffer may be given away."""
+    """--compile. D's backbone by itself, too: D.features calls it. TRAP: a logged step goes backward twice, so no
+    buffer may be given away."""
     torch._functorch.config.donated_buffer = False
-    for net in filter(None, (G, D.backbone, P)):
+    for net in filter(None, (G, D, D.backbone, P)):
         net.compile()
+
+
+@torch.no_grad()
+def update_spectral_norms(*nets):
+    """One power iteration for every weight W under spectral norm; W / sigma then stays as it is until the next call.
+
+    PAPER: silent. / HERE: one iteration a step, before all of its passes. / WHY: every pass and micro-batch sees one
+    weight, and compiled code needs it: an iteration in each forward pass changes what its backward pass has kept.
+    TRAP: net.train() puts the iterations back into the forward passes, until the next call.
+    """
+    for module in (m for net in nets for m in net.modules() if is_parametrized(m, "weight")):
+        # u <- W v / |W v|,  v <- W^T u / |W^T u|,  sigma = u^T W v: torch does so at each reading in training mode
+        module.parametrizations.train()
+        module.weight
+        module.parametrizations.eval()
 
 
 def clip(parameters, limit, wants_norm):

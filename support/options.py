@@ -115,6 +115,8 @@ def add_training_options(parser):
     machine.add_argument("--amp", choices=("auto", "off", "bf16"), default="auto", help="bf16 autocast, losses stay "
                          "float32; auto: where the GPU, or the CPU (AVX512-BF16), has it")
     machine.add_argument("--compile", action="store_true", help="torch.compile; minutes at the start")
+    machine.add_argument("--profile", type=AT_LEAST_0, default=0, metavar="N", help="after N steps, says where their "
+                         "time went; 0 = not")
     machine.add_argument("--workers", type=WORKERS, help="loader processes per rank")
     machine.add_argument("--watchdog", type=WEIGHT, default=300, metavar="SECONDS", help="of many ranks: end the run, "
                          "and say where it hangs, if a rank gives no sign of life for so long or no step ends for six "
