@@ -9,7 +9,6 @@ import copy
 import math
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from baselines.iidm.diffusion import START, STEPS, Inference, denoising_loss, generate
 from baselines.iidm.networks import IIDM
 from data import DATASETS, training_batches
-from support import logs, runs
+from support import logs, profile, runs
 from support.checkpoints import sha256_of
 from support.errors import InputError, run_script
 from support.optimisation import clip, set_lr, update_ema
@@ -77,16 +76,18 @@ def loop(args, run, ranks, stopping, done):
     _, micro, accumulation = split_batch(args, ranks)
     draws = runs.draws_of(args)  # other ones after a rollback
     loader = training_batches(dataset, run.probabilities, done, args.steps, draws, ranks)
-    log, busy_since = [], time.time()
+    log = []
     nets, latest = {"E, D": model.autoencoder, "eps_theta": model.unet}, run.folder / "latest.pt"
+    speed = profile.Speed({"E": model.autoencoder.encoder, "D": model.autoencoder.decoder, **nets}, args, ranks)
     latent = (model.latent_channels, H // model.shrinks, W // model.shrinks)
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
-    for step in range(done + 1, args.steps + 1):
+    for step in speed.steps(range(done + 1, args.steps + 1)):
         due, stage = stopping.begin(step, runs.what_is_due(step, args)), "autoencoder" if step <= A else "unet"
         if step <= A:
             due = due - {"average"} | ({"log"} if step == A else set())
         try:
             if step == A + 1:
+                speed.flops = 0  # of the autoencoder; those of the U-Net are counted anew
                 settle_autoencoder(model, ema, training_batches(
                     dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), ranks)
             batch = runs.next_batch(loader, stopping)
@@ -126,9 +127,9 @@ def loop(args, run, ranks, stopping, done):
             logs.check_finite(log, step, nets, latest, stopping.agree)
         if "log" in due:
             values["gradient"] = norm
-            logs.write_metrics(log, step, {"stage": stage, "lr": lr}, busy_since, args, run.folder, progress, ranks)
-            log, busy_since = [], time.time()
-        paused = time.time()
+            logs.write_metrics(log, step, {"stage": stage, "lr": lr}, speed, args, run.folder, progress, ranks)
+            log = []
+        speed.pause()
         if "save" in due:  # first: no picture that cannot be read costs a step
             runs.save(run, step, args, ranks)
         if "average" in due:
@@ -137,7 +138,7 @@ def loop(args, run, ranks, stopping, done):
             columns = strip_columns(ema.eval(), run.validation, dataset, stage, ranks.device)
             for name in (f"strip_{step:07d}.png", "strip.png"):
                 draw_columns(columns, run.folder / name)
-        busy_since += time.time() - paused  # pictures and checkpoints are not training time
+        speed.go_on()  # pictures and checkpoints are not training time
         if stop:
             break
     progress.close()
