@@ -106,7 +106,7 @@ def test_the_loop_iterates_once_a_step_whatever_the_micro_batches(tmp_path, monk
 @pytest.mark.parametrize("system", ["dp-sims", "dpgan"])
 def test_compiled_networks_train_as_uncompiled_ones_do(system, tmp_path, monkeypatch):
     """All of G, D and P; a logged step, which goes backward twice, after 14 that do not. The backend traces and
-    differentiates, but builds no machine code, which takes minutes: 120 steps with it are in docs/scale.md."""
+    differentiates, but builds no machine code, which takes minutes."""
     wide_steps(monkeypatch)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     steps = 32 if system == "dp-sims" else 6
