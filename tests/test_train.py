@@ -306,20 +306,7 @@ def test_bf16_is_the_default_where_the_gpu_has_it(monkeypatch):
         assert train.parse_options(words).amp == expected, (gpu, words)
 
 
-# ------------------------------------------------------------------------------------ compiled, and scored
-
-def test_compiled_networks_train_as_they_do_uncompiled(tmp_path, monkeypatch):
-    """--compile, with the backend that traces and differentiates but builds no machine code (which takes minutes)."""
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
-    monkeypatch.setattr(runs, "draw_strip", lambda *_: None)  # pictures of other batch sizes would be traced anew
-    monkeypatch.setitem(train.SMALL_GENERATOR, "widths", (32, 32, 32))
-    for name, more in (("plain", []), ("compiled", ["--compile"])):
-        run(tmp_path / name, "--steps", 4, "--log-every", 2, *more)  # a step that is not logged before one that is
-    for one, other in zip(lines(tmp_path / "plain"), lines(tmp_path / "compiled"), strict=True):
-        for term in ("D", "G_gan", "G_contrastive", "G_diversity"):
-            assert one[term] == pytest.approx(other[term], rel=1e-3), f"step {one['step']}: {term}"
-
+# ------------------------------------------------------------------------------------------- scored on the way
 
 def test_evaluate_every_keeps_the_best_average_and_resumes_with_it(tmp_path, monkeypatch):
     """scores.jsonl has a line each time, ema_best.pt is the one of the lowest, and a resumed run knows it."""
