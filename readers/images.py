@@ -55,6 +55,7 @@ def open_picture(file, formats=PICTURES, upright=False, tries=3, header=False):
     try:
         if isinstance(file, (str, Path)) and os.path.lexists(file) and not Path(file).is_file():  # as a pipe that waits
             raise ValueError("a folder, a pipe, a device, or a link to nowhere")
+        header or require_checksums(file, formats)
         with Image.open(file, formats=formats) as image:
             if header:
                 return image
@@ -71,6 +72,15 @@ def open_picture(file, formats=PICTURES, upright=False, tries=3, header=False):
             return open_picture(file, formats, upright, tries - 1, header)
         remedy = HANDLES if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) else "replace or remove it"
         raise InputError(f"{file}: cannot be read as a picture ({error}); {remedy}") from None
+
+
+def require_checksums(file, formats):
+    """Raises SyntaxError for a PNG that is damaged. TRAP: `load` reads its pixels without looking at their checksums."""
+    with Image.open(file, formats=formats) as image:
+        if image.format == "PNG":
+            image.verify()
+    if hasattr(file, "seek"):  # a file in memory is read once more
+        file.seek(0)
 
 
 def read_rgb(file, upright=False, sealed=None):
