@@ -223,6 +223,7 @@ def self_trained_file(folder, name, *key):
     return folder / f"backbone_{name.replace(':', '_')}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.pt"
 
 
+@torch.random.fork_rng(devices=[])  # or what is built next would start differently where this was done before a kill
 def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
     """--backbone-weights self: torchvision's `name` learns which classes a picture contains. Kept at `path`, done once.
 
@@ -235,18 +236,17 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
         return
     ranks.say(f"pre-training {name} to tell {num_classes} classes, {steps} steps, once")
     mean, std, device = IMAGENET_MEAN, IMAGENET_STD, ranks.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if timm_name(name):
-            try:
-                import timm
-                net = timm.create_model(timm_name(name), num_classes=num_classes)
-            except (ImportError, RuntimeError) as error:
-                raise InputError(f"--backbone {name}: {error}; pip install timm, and see timm.list_models()") from None
-            config = timm.data.resolve_model_data_config(net)
-            mean, std = config["mean"], config["std"]
-        else:
-            net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    torch.manual_seed(seed)
+    if timm_name(name):
+        try:
+            import timm
+            net = timm.create_model(timm_name(name), num_classes=num_classes)
+        except (ImportError, RuntimeError) as error:
+            raise InputError(f"--backbone {name}: {error}; pip install timm, and see timm.list_models()") from None
+        config = timm.data.resolve_model_data_config(net)
+        mean, std = config["mean"], config["std"]
+    else:
+        net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     net = net.to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (mean, std))

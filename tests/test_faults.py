@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torchvision
 import tqdm
 from PIL import EpsImagePlugin, Image
 
@@ -202,6 +203,24 @@ def test_a_damaged_latest_costs_one_interval_and_is_said(kept, tmp_path, capsys)
     with pytest.raises(InputError, match="latest_previous.pt: cannot be read as a checkpoint"):
         run(kept, "--steps", 7)
     assert contents(kept) == before
+
+
+def test_damaged_weights_are_refused_and_the_runs_own_made_again(tmp_path, monkeypatch, capsys):
+    """What is built after them starts the same, whether they were made or found."""
+    file, batch = tmp_path / "backbone.pt", {"image": torch.zeros(3, 8, 8), "label_map": torch.zeros(8, 8)}
+    loader = torch.utils.data.DataLoader([batch, batch], 2)  # draws a random number
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: nn.Sequential(
+        nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    make = functools.partial(weights.pretrain_backbone, "resnet18", 2, loader, 1, file, 0, ALONE)
+    drawn = [(torch.manual_seed(0), make(), torch.rand(1).item())[-1] for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    whole = file.read_bytes()
+    place = whole.index(load(file)["0.weight"].numpy().tobytes()[:8])
+    file.write_bytes(flipped(whole, place))
+    with pytest.raises(ValueError, match="backbone.pt: cannot be read as a state dict .*is damaged"):
+        weights.read_state(file)
+    make()
+    assert file.read_bytes() == whole and f"{file}: damaged" in capsys.readouterr().err
 
 
 def change(*keys, value=None):
