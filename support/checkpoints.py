@@ -68,6 +68,8 @@ def write_atomically(path, write, previous=None):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer puts an error of its own in its place
+            raise error.__context__ from None
         raise InputError(f"{path}: cannot be written ({error}); the file of the last save, if any, is whole; "
                          f"make room or choose another --output-dir, and run the same command again") from None
 

@@ -16,8 +16,8 @@ try:
 except ImportError:  # on Windows two runs in one folder are not noticed
     fcntl = None
 
-from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_steps_up_to, load_checkpoint, read_lines,
-                                 require_like, save_checkpoint, unlike, write_json)
+from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_steps_up_to, load_checkpoint,
+                                 read_checkpoint, read_lines, require_like, save_checkpoint, unlike, write_json)
 from support.errors import Diverged, InputError
 from support.logs import check_finite
 from support.pages import draw_columns, strip_columns
@@ -119,12 +119,15 @@ def draws_of(args):
 def missed(run, done, args, ranks):
     """The names of what was due at step `done`, where a run goes on, and was not kept: it was killed after the save."""
     due = what_is_due(done, args) if done else set()
-    scored = any(line["step"] == done for line in read_lines(run.folder / "scores.jsonl"))
-    if ("average" not in due or (run.folder / f"ema_{done:07d}.pt").is_file()) and (scored or "score" not in due):
-        return set()
-    if ranks.rank == 0:
-        keep_steps_up_to(done - 1, run.folder / "scores.jsonl")
-    return due & {"average", "score"}
+    kept = {"average": (run.folder / f"ema_{done:07d}.pt").is_file(),
+            "picture": (run.folder / f"strip_{done:07d}.png").is_file(),
+            "score": any(line["step"] == done for line in read_lines(run.folder / "scores.jsonl"))}
+    lost = {name for name in due & kept.keys() if not kept[name]}
+    if lost & {"average", "score"}:  # the two go together: the average's file has its score
+        if ranks.rank == 0:
+            keep_steps_up_to(done - 1, run.folder / "scores.jsonl")
+        lost |= due & {"average", "score"}
+    return lost
 
 
 def next_batch(loader, stopping):
@@ -186,20 +189,38 @@ def keep_best(run, step, scores, args, ranks):
     """scores {name: number} into scores.jsonl; the average as ema_best.pt, where the number is the lowest so far."""
     if ranks.rank > 0:
         return
-    (name, value), file = next(iter(scores.items())), run.folder / "scores.jsonl"
-    best = min((line[name] for line in read_lines(file) if name in line), default=float("inf"))
+    name, value = next(iter(scores.items()))
+    best = lowest_score(run.folder, step, name)
     ranks.say(f"step {step}: {name} {value:.3f}" + (", the best so far" if value < best else ""))
-    append_line(file, {"step": step, **scores})
-    if value < best:
+    if value < best:  # before the line: where a kill comes between, the score is made up for
         save_average(run, "ema_best.pt", step, scores, args, ranks)
+    append_line(run.folder / "scores.jsonl", {"step": step, **scores})
+
+
+def lowest_score(folder, step, name):
+    """The lowest score before a step: that of ema_best.pt, which has checksums; without it, that of scores.jsonl."""
+    try:
+        best = read_checkpoint(folder / "ema_best.pt", {"step": int, "scores": dict})
+        if best["step"] < step and name in best["scores"]:  # a run from latest_previous.pt comes by a second time
+            return best["scores"][name]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        print(f"{folder / 'ema_best.pt'}: damaged ({error}); the next lower score replaces it", file=sys.stderr)
+    return min((line[name] for line in read_lines(folder / "scores.jsonl") if name in line), default=float("inf"))
 
 
 def draw_strip(run, z, step, ranks):
-    """strip_STEP.png and strip.png of len(z) / 2 validation samples, spread: neighbours may be frames of one video."""
+    """strip_STEP.png and strip.png of len(z) / 2 validation samples, spread: neighbours may be frames of one video.
+    Where one of them cannot be read, this is said, and the run goes on."""
     rows = max(2, min(len(z) // 2, len(run.validation)))  # D's batch statistics need two pictures at 32x32
-    samples = [run.validation[i * len(run.validation) // rows] for i in range(rows)]
+    try:
+        samples = [run.validation[i * len(run.validation) // rows] for i in range(rows)]
+    except InputError as error:
+        ranks.say(f"step {step}: no strip.png: {error}")
+        return
     columns = strip_columns(run.G, run.ema, run.D, samples, z[:2 * rows], run.dataset.palette, ranks.device)
-    for name in (f"strip_{step:07d}.png", "strip.png") if ranks.rank == 0 else ():
+    for name in ("strip.png", f"strip_{step:07d}.png") if ranks.rank == 0 else ():
         draw_columns(columns, run.folder / name)
 
 

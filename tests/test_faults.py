@@ -5,6 +5,7 @@ Training here is train.train with networks of one layer, so that a run takes les
 import argparse
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -331,21 +332,24 @@ def test_two_runs_in_one_folder(kept, monkeypatch):
     os.killpg(other.pid, 9)
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_step(tmp_path, monkeypatch):
-    def broken(*_):
-        raise InputError("val.png: cannot be read as a picture")
+def test_a_picture_that_cannot_be_drawn_costs_no_step(tmp_path, monkeypatch, capsys):
+    def broken(self, index, instances=True, read=toy.ToyScenes.load):
+        if self.first:
+            raise InputError("val.png: cannot be read as a picture")
+        return read(self, index, instances)
     run(tmp_path / "whole", "--steps", 6)
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "draw_strip", broken)
-        for step in (2, 4, 6):  # each run goes on from the last one's
-            with pytest.raises(InputError, match="val.png"):
-                run(tmp_path / "run", "--steps", 6, "--picture-every", 2)
-            assert load(tmp_path / "run/latest.pt")["step"] == step
+        patch.setattr(toy.ToyScenes, "load", broken)
+        for steps in (4, 6):  # the second run makes up for the picture of step 4, in vain
+            run(tmp_path / "run", "--steps", steps, "--picture-every", 2)
+            assert f"step 4: no strip.png: val.png: cannot be read as a picture" in capsys.readouterr().out
     same_run(tmp_path / "run", tmp_path / "whole")
+    run(tmp_path / "run", "--steps", 6, "--picture-every", 2)
+    assert (tmp_path / "run/strip_0000006.png").is_file()
 
 
-def test_an_average_and_a_score_that_a_signal_cut_off_are_made_up(tmp_path, monkeypatch):
-    every = ("--steps", 6, "--ema-every", 2, "--evaluate-every", 2)
+def test_an_average_a_score_and_a_picture_that_a_signal_cut_off_are_made_up(tmp_path, monkeypatch):
+    every = ("--steps", 6, "--ema-every", 2, "--evaluate-every", 2, "--picture-every", 2)
     run(tmp_path / "whole", *every)
     now = runs.StopOnSignals.now
     with monkeypatch.context() as patch:
@@ -353,7 +357,7 @@ def test_an_average_and_a_score_that_a_signal_cut_off_are_made_up(tmp_path, monk
         patch.setattr(runs.StopOnSignals, "now", lambda self: next(seen))
         run(tmp_path / "run", *every)
     assert runs.StopOnSignals.now is now and load(tmp_path / "run/latest.pt")["step"] == 4
-    assert not (tmp_path / "run/ema_0000004.pt").exists()
+    assert not (tmp_path / "run/ema_0000004.pt").exists() and not (tmp_path / "run/strip_0000004.png").exists()
     run(tmp_path / "run", *every)
     for name in ("ema_0000004.pt", "ema_0000006.pt", "ema_best.pt"):
         one, other = load(tmp_path / "run" / name), load(tmp_path / "whole" / name)
@@ -361,6 +365,41 @@ def test_an_average_and_a_score_that_a_signal_cut_off_are_made_up(tmp_path, monk
         assert one["scores"] == other["scores"]
     same_run(tmp_path / "run", tmp_path / "whole")
     assert lines(tmp_path / "run", "scores.jsonl") == lines(tmp_path / "whole", "scores.jsonl")
+    assert (tmp_path / "run/strip_0000004.png").read_bytes() == (tmp_path / "whole/strip_0000004.png").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["killed before its line", "digit changed"])
+def test_the_best_average_is_kept_and_found_again(tmp_path, monkeypatch, fault):
+    """A kill between ema_best.pt and its line of scores.jsonl; and a line that says that a worse score was better."""
+    every = ("--evaluate-every", 1, "--ema-every", 0, "--save-every", 1)
+    scores = iter([5.0, 5.0, 4.0] if fault == "killed before its line" else [5.0, 4.0])
+    monkeypatch.setattr(train, "score_generator", lambda *_: {"tiny distance": next(scores)})
+    if fault == "digit changed":
+        run(tmp_path, "--steps", 1, *every)
+        (tmp_path / "scores.jsonl").write_text('{"step": 1, "tiny distance": 1.0}\n')
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "append_line", lambda *_: exec("raise KeyboardInterrupt"))
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, "--steps", 1, *every)
+        assert load(tmp_path / "ema_best.pt")["step"] == 1
+    run(tmp_path, "--steps", 2, *every)
+    assert [line["step"] for line in lines(tmp_path, "scores.jsonl")] == [1, 2]
+    assert load(tmp_path / "ema_best.pt")["scores"] == {"tiny distance": 4.0}
+
+
+def test_ctrl_c_in_a_save_is_not_blamed_on_the_disk(tmp_path):
+    """torch's writer raises a RuntimeError of its own where its file raises."""
+    class Interrupted(io.BytesIO):
+        def write(self, content):
+            if self.tell() > 300:
+                raise KeyboardInterrupt
+            return super().write(content)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        torch.save(torch.zeros(100), Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.write_atomically(tmp_path / "latest.pt", lambda _: torch.save(torch.zeros(100), Interrupted()))
+    assert not contents(tmp_path)
 
 
 def bad_picture(patch, good):

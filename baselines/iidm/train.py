@@ -62,8 +62,7 @@ def train(args):
     parts = ", ".join(f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in model.named_children())
     logs.banner("IIDM", [("autoencoder", f"{args.autoencoder}, the first {args.autoencoder_steps} steps"),
                          ("parameters", parts)], args, ranks, folder, done, len(dataset))
-    if done > args.autoencoder_steps and "average" in runs.missed(run, done, args, ranks):
-        runs.save_average(run, f"ema_{done:07d}.pt", done, {}, args, ranks)
+    look(run, done, runs.missed(run, done, args, ranks), args, ranks)
     stopped = runs.go_on(partial(loop, args, run, ranks), done, run, args, ranks)
     return runs.finish(folder, ranks, stopped)
 
@@ -83,8 +82,8 @@ def loop(args, run, ranks, stopping, done):
     progress = tqdm(total=args.steps, initial=done, desc="training", dynamic_ncols=True, disable=ranks.rank > 0 or None)
     for step in speed.steps(range(done + 1, args.steps + 1)):
         due, stage = stopping.begin(step, runs.what_is_due(step, args)), "autoencoder" if step <= A else "unet"
-        if step <= A:
-            due = due - {"average"} | ({"log"} if step == A else set())
+        if step == A:  # the last of E and D
+            due = due | {"log"}
         try:
             if step == A + 1:
                 speed.flops = 0  # of the autoencoder; those of the U-Net are counted anew
@@ -132,17 +131,27 @@ def loop(args, run, ranks, stopping, done):
         speed.pause()
         if "save" in due:  # first: no picture that cannot be read costs a step
             runs.save(run, step, args, ranks)
-        if "average" in due:
-            runs.save_average(run, f"ema_{step:07d}.pt", step, {}, args, ranks)
-        if "picture" in due and ranks.rank == 0:
-            columns = strip_columns(ema.eval(), run.validation, dataset, stage, ranks.device)
-            for name in (f"strip_{step:07d}.png", "strip.png"):
-                draw_columns(columns, run.folder / name)
+        look(run, step, due, args, ranks)
         speed.go_on()  # pictures and checkpoints are not training time
         if stop:
             break
     progress.close()
     return stop
+
+
+def look(run, step, due, args, ranks):
+    """Kept average, of the U-Net's steps alone, and picture, where they are due. See runs.draw_strip."""
+    if "average" in due and step > args.autoencoder_steps:
+        runs.save_average(run, f"ema_{step:07d}.pt", step, {}, args, ranks)
+    if "picture" in due and ranks.rank == 0:
+        stage = "autoencoder" if step <= args.autoencoder_steps else "unet"
+        try:
+            columns = strip_columns(run.ema.eval(), run.validation, run.dataset, stage, ranks.device)
+        except InputError as error:
+            ranks.say(f"step {step}: no strip.png: {error}")
+            return
+        for name in ("strip.png", f"strip_{step:07d}.png"):
+            draw_columns(columns, run.folder / name)
 
 
 def autoencoder_loss(model, real):
