@@ -25,6 +25,7 @@ In the order of Sec. 4.1:
 `python data.py --dataset NAME --data-path DIR` checks every file and draws a page of samples. Run it before you train.
 """
 import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,11 +240,17 @@ def training_batches(dataset, probabilities, first, last, args, ranks):
 
 
 def batches_of(loader):
-    """The batches of a DataLoader. A loader process's InputError is raised here without its stack trace."""
+    """The batches of a DataLoader. A loader process's InputError is raised here without its stack trace, and one where
+    such a process was killed."""
     try:
-        yield from loader
+        batches = iter(loader)
+        if loader.num_workers and hasattr(signal, "SIGCHLD"):  # TRAP: torch's handler raises wherever the run is, even
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)      # in a save; the next batch tells, within five seconds
+        yield from batches
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("support.errors.InputError: ")) from None
+    except RuntimeError as error:
+        raise InputError(str(error).strip().splitlines()[0]) from None
 
 
 # ------------------------------------------------------------------------------------------ opening a dataset

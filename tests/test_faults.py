@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 import zipfile
@@ -29,7 +30,7 @@ import train
 from baselines.iidm import scores as iidm_scores
 from baselines.iidm.train import read_autoencoder
 from conftest import ROOT, TinyFeatures, call, lines, load, start, tiny_inception
-from data import class_presence, open_dataset
+from data import batches_of, class_presence, open_dataset
 from metrics import fid, segmentation
 from readers import toy
 from readers.images import classes_of_values, read_instances, read_labels, read_rgb
@@ -442,6 +443,27 @@ def test_a_loader_process_that_is_killed_costs_no_step(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="^DataLoader worker .pid 7. is killed by signal"):
             run(tmp_path, "--steps", 9)
     assert load(tmp_path / "latest.pt")["step"] == 2
+
+
+class DeadlyScenes(torch.utils.data.Dataset):
+    """Whoever reads scene 2 is killed."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return i if i < 2 else os.kill(os.getpid(), 9)
+
+
+def test_the_death_of_a_loader_process_is_told_by_the_next_batch_alone(monkeypatch):
+    """torch's own handler raises at any moment, such as in a save."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    seen = []
+    with pytest.raises(InputError, match="^DataLoader worker .* exited unexpectedly"):
+        for batch in batches_of(torch.utils.data.DataLoader(DeadlyScenes(), num_workers=1, prefetch_factor=1)):
+            seen.append(batch.item())
+            assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    assert seen == [0, 1]
 
 
 def test_a_changed_dataset_is_said(kept, monkeypatch, capsys):
