@@ -133,7 +133,7 @@ def shrink():
     baselines.TOY_HEAD_CHANNELS = 4
     torchvision.models.get_model = lambda name, weights=None, num_classes=10: TinyResNet(num_classes)
     discriminator.BACKBONES["resnet18"] = (4, 4, 8, 8)
-    toy.toy_scene, toy.toy_layout = (functools.lru_cache(None)(draw) for draw in (toy.toy_scene, toy.toy_layout))
+    toy.toy_layout = functools.lru_cache(None)(toy.toy_layout)
     for scenes in (toy.ToyScenes("train", (32, 32)), toy.ToyScenes("val", (32, 32))):
         for i in range(len(scenes.names)):
             scenes.load(i), scenes.labels(i)
