@@ -37,7 +37,7 @@ LATEST = {"step": count, "identity": dict, "options": dict, "G": STATE, "D": STA
           "optimiser_G": dict, "optimiser_D": dict}
 AVERAGE = {"step": count, "generator": dict, "ema": STATE, "dataset": plain, "image_size": [count, count],
            "classes": [plain], "palette": [[byte, byte, byte]], "unknown": (int, type(None))}
-LINE = {"step": count, str: (int, float)}  # of metrics.jsonl and scores.jsonl
+LINE = {"step": count, "stage": (str, type(None)), str: (int, float)}  # of metrics.jsonl and scores.jsonl; IIDM's stage
 
 
 def sha256_of(file):

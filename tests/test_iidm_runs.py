@@ -78,6 +78,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(run, stops, tm
         assert (f"resumed at step {done}" in printed) == (done > 0)
         assert (f"stopped at step {stop}" in printed) == (stop < 8)
         done = stop
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 9)), "no line is taken for a damaged one"
     a, b = (load(folder / "latest.pt") for folder in (run, tmp_path / "run"))
     for name in ("G", "ema"):
         assert all(torch.equal(t, b[name][key]) for key, t in a[name].items()), name
