@@ -21,6 +21,7 @@ import argparse
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -31,6 +32,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import Counter, namedtuple
@@ -119,6 +121,7 @@ def shrink():
     """Tiny networks, few scenes, each drawn once before the first fork."""
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared by all forks, and stays held by one that is killed
     ranks.cores = lambda: 1
     toy.TOY_TRAIN, toy.TOY_VAL, segmentation.SAMPLES, fid.load_inception = 10, 4, 4, tiny_inception
     train.EMA_BATCHES, train.STRIP_ROWS, train.PRETRAIN_STEPS, train.PRETRAIN_BATCH = 1, 2, 2, 4
@@ -274,7 +277,7 @@ def plain(value):
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, hashlib.sha256(value.contiguous().numpy().tobytes()).digest()
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items() if key != "param_groups"}  # of this run's options
     return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -501,15 +504,16 @@ def campaign(wanted, seed, out):
     """wanted {kind: number of events} -> the journal, a list of dicts, one for each trial."""
     file = out / "journal.jsonl"
     journal = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    tried = Counter(line["name"].split()[0] for line in journal)
+    tried = {line["name"] for line in journal}
     happened = Counter(line["name"].split()[0] for line in journal for _ in line["what"])
     progress = tqdm.tqdm(total=sum(wanted.values()), initial=sum(happened.values()), desc="events", disable=None)
     while any(happened[kind] < wanted[kind] for kind in wanted):
         kind = min((kind for kind in wanted if wanted[kind]), key=lambda kind: happened[kind] / wanted[kind])
-        line = try_once(f"{kind} {tried[kind]}", seed, out)
+        name = next(name for name in (f"{kind} {n}" for n in itertools.count()) if name not in tried)
+        line = try_once(name, seed, out)
         checkpoints.append_line(file, line)
         journal.append(line)
-        tried[kind] += 1
+        tried.add(name)
         happened[kind] += len(line["what"])
         progress.update(len(line["what"]))
         if line["problem"]:
