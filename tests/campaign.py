@@ -74,11 +74,11 @@ SCORING = [*DRAWING, *("--metrics fid,miou,diversity --samples 2 --batch-size 2 
 
 def train_baseline(words):
     args = baselines.parse_options(words)
-    train.train(args, baselines.system_of(args))
+    return train.train(args, baselines.system_of(args))
 
 
 def train_layer(words):
-    train.train(train.parse_options(words), TINY)
+    return train.train(train.parse_options(words), TINY)
 
 
 Program = namedtuple("Program", "script main words kills damages")  # the last two: its share of them
@@ -178,7 +178,7 @@ def begin(program, folder, more=(), act=None, at=None, limit=None, environment=(
     pid = os.fork()
     if pid:
         return pid
-    code, program = 1, PROGRAMS[program]
+    code, program, seen = 1, PROGRAMS[program], {}
     try:
         for stream, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
@@ -190,13 +190,13 @@ def begin(program, folder, more=(), act=None, at=None, limit=None, environment=(
         seen = watch_the_disk(act, at)
         run_script(program.script, lambda: program.main([*program.words, *more]))
         code = 0
-        (folder / "touches").write_text(json.dumps(seen))
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush(), sys.stderr.flush()
+        (folder / "touches").write_text(json.dumps(seen))
         os._exit(code)
 
 
@@ -375,9 +375,9 @@ def kill(rng, folder, out, line):
             at = (touch, 1 + int(share * touches[touch])) if by_touch else None
             pid = begin(program, folder, act=lambda: os.kill(os.getpid(), number), at=at)
             code = end_of(pid, lambda: by_touch or processor_time(pid) > moment and not os.kill(pid, number))
-            ends = {signal.SIGKILL: -9, signal.SIGTERM: -15, signal.SIGINT: 130}  # 0: training saves and ends
-            require(code in (0, ends[number]), f"{what}: exit code {code}: {said(folder)[-1500:]}")
-            require_no_trace(folder)
+            ends = {signal.SIGKILL: -9, signal.SIGTERM: -15, signal.SIGINT: 130}
+            require(code in (0, 75, ends[number]), f"{what}: exit code {code}: {said(folder)[-1500:]}")
+            require_no_trace(folder)  # 75: training saved and ended
         if code == 0 and number == signal.SIGKILL:  # too late: it has ended
             break
         line["what"].append(what)
