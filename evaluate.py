@@ -253,7 +253,7 @@ def require_own_scores(args):
 def claim_pictures(folder, manifest, force):
     """Make `folder` the home of the pictures that `manifest` describes. force: remove those that an older manifest
     lists, and no other file. Raises InputError where others live there."""
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and {file.name for file in folder.iterdir()} - {"manifest.json.tmp"}:  # of a kill
         try:
             found = read_json(folder / "manifest.json", {"names": [plain]})
             old = {f"{name}.png" for name in found["names"]}

@@ -15,7 +15,7 @@ refuse, with one line and exit code 2, all other files left as they were; or lea
 
 A trial is a fork of this process, which has imported everything, with tiny networks and toy scenes of 32x32. What it
 does depends on --seed and its name alone. The journal in --output-dir keeps the results: the same command goes on where
-it was stopped. Folders of failed trials stay. Linux only. Not here: stopped ranks, for which a watchdog is needed.
+it was stopped. Folders of failed trials stay. Linux only. Not here: stopped ranks, see the tests of the watchdog.
 """
 import argparse
 import functools
@@ -311,7 +311,7 @@ def undisturbed(program, out, half=False):
         return folder, contents(folder), {}, 0.0
     more, used = ["--steps", "2"] if half and "--steps" in PROGRAMS[program].words else [], [0.0]
     if program == "one of two ranks":
-        code, used = max(run_two_ranks(program, folder)), [2.0]
+        code, used = max(run_two_ranks(program, folder)), [0.4]
     else:
         pid = begin(program, folder, more)
         code = end_of(pid, lambda: used.append(processor_time(pid)))

@@ -538,6 +538,10 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
 
 def test_force_removes_only_what_a_manifest_lists(tmp_path):
     folder, manifest = tmp_path / "pictures", {"names": ["a"], "checkpoint": "1"}
+    folder.mkdir()
+    (folder / "manifest.json.tmp").write_text("half")  # of a run that was killed before its first picture
+    evaluate.claim_pictures(folder, manifest, False)
+    (folder / "manifest.json").unlink()
     (folder / "seed000").mkdir(parents=True)
     for name in ("seed000/a.png", "seed000/mine.png", "mine.txt"):
         (folder / name).write_text(name)
