@@ -62,7 +62,7 @@ from support.errors import run_script
 from test_faults import TINY
 from test_iidm_runs import TINY as TINY_IIDM
 
-TIMES = ("seconds_per_step", "images_per_second", "memory_gib")  # of metrics.jsonl
+TIMES = ("seconds_per_step", "images_per_second", "memory_gib", "tflops", "share_of_matmul")  # of metrics.jsonl
 TRAINING = ("--dataset toy --image-size 32 --batch-size 4 --device cpu --workers 0 --log-every 1 --save-every 1 "
             "--ema-every 2 --picture-every 2 --output-dir run --steps 4").split()
 GAN = [*TRAINING, "--evaluate-every", "2"]
