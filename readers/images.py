@@ -75,7 +75,7 @@ def open_picture(file, formats=PICTURES, upright=False, tries=3, header=False):
 
 
 def require_checksums(file, formats):
-    """Raises SyntaxError for a PNG that is damaged. TRAP: `load` reads its pixels without looking at their checksums."""
+    """Raises SyntaxError for a PNG that is damaged. TRAP: `load` does not look at the checksums of its pixels."""
     with Image.open(file, formats=formats) as image:
         if image.format == "PNG":
             image.verify()
