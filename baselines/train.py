@@ -23,7 +23,8 @@ MODELS = {
     "oasis": dict(generator="oasis", discriminator="oasis", gamma=0.0, label_smoothing=0.0, lambda_c=0.0, lambda_d=0.0,
                   lambda_lm=10.0, sampling="uniform", offsets="off"),
     "dpgan": dict(generator="dpgan", discriminator="dpgan", gamma=0.0, label_smoothing=0.0, lambda_c=0.0, lambda_d=0.0,
-                  lambda_lm=5.0, lambda_patch=1.0, lambda_fm=1.0, sampling="uniform", offsets="off")}
+                  lambda_lm=5.0, lambda_patch=1.0, lambda_fm=1.0, class_weights="inverse", sampling="uniform",
+                  offsets="off")}
 # ... and at full size. PAPER: DP-GAN gives no batch size and no length. / HERE: OASIS's, 32 images for 200 epochs.
 # WHY: its Table 1 compares with OASIS by the same protocol; its released code has 5 images, for one small GPU.
 PAPER = dict(batch_size=32, steps=126_000, lr=1e-4, lr_d=4e-4, beta2=0.999)
@@ -47,8 +48,8 @@ def draw_noise(batch_size, z_dim, num_classes, rng):
 
 def weigh(label_counts, unknown, args):
     """alpha_c (C,): train.weigh's, or that of (DP-GAN Eq. 4) as printed, "inverse"."""
-    # PAPER: alpha_c has no 1/K (DP-GAN Eq. 4). / HERE: with it, "balanced"; "inverse" is as printed. / WHY: its code.
-    # D's real term then weighs as much as its fake term; as printed K times as much, K being the classes present.
+    # As printed, D's real term weighs K times as much as its fake term, K being the classes present. DP-GAN's released
+    # code divides alpha by K, "balanced". On toy scenes that is worse: RESULTS.md.
     return (dpgan.class_weights(label_counts, unknown) if args.class_weights == "inverse"
             else train.weigh(label_counts, unknown, args))
 

@@ -73,8 +73,8 @@ ROWS = {
     "dpgan-table4c-encoder": Row("DP-GAN 4(c)", "on the encoder", "--model dpgan --matched encoder", "44.4 / 69.2"),
     "dpgan-table4c-both": Row("DP-GAN 4(c)", "on both", "--model dpgan --matched both", "45.0 / 73.8"),
     "dpgan-table4c-decoder": Row("DP-GAN 4(c)", "on the decoder", "--model dpgan --matched decoder", "44.1 / 73.6"),
-    "dpgan-printed-weights": Row(
-        "", "DP-GAN, alpha without 1/K, as printed", "--model dpgan --class-weights inverse", ""),
+    "dpgan-code-weights": Row(
+        "", "DP-GAN, alpha with its code's 1/K", "--model dpgan --class-weights balanced", ""),
     "dpgan-supplement3-no-labelmix": Row(
         "DP-GAN suppl. 3", "without LabelMix", "--model dpgan --lambda-lm 0", "46.8 / 70.9"),
     "dpgan-supplement3-no-concatenation": Row(

@@ -313,11 +313,11 @@ def test_dpgan_eq4_by_hand():
     assert_is(class_weights(counts_of(alike)), [(6 / n + 6 / n) / 2 for n in (2, 1, 3)], "E_l[H W / n_c]")
 
 
-def test_dpgan_eq4_has_two_readings_and_the_default_is_the_codes():
-    """(DP-GAN Eq. 4) by loops: "inverse" as printed, the default divided by the number of known classes K. Over pixels
-    the mean of alpha is 1 by default, the weight of D's fake term, and K as printed."""
+def test_dpgan_eq4_has_two_readings_and_the_default_is_the_printed_one():
+    """(DP-GAN Eq. 4) by loops: as printed, and "balanced", divided by the number of known classes K. Over pixels the
+    mean of alpha is K as printed, and 1, the weight of D's fake term, divided by K."""
     counts = counts_of(LABEL_MAP)                                                         # 4, 0, 8: K = 2
-    for words, K, divided in (([], 1, 2), (["--class-weights", "inverse"], 2, 1)):
+    for words, K, divided in ((["--class-weights", "balanced"], 1, 2), ([], 2, 1)):
         args = baselines_train.parse_options(["--model", "dpgan", "--dataset", "toy", *words])
         alpha = baselines_train.weigh(counts, None, args)
         assert_is(alpha, [a / divided for a in loops_eq4(LABEL_MAP)], f"alpha with {words}")

@@ -45,9 +45,10 @@ MISTAKES = {
          "smoothing / C * (every_class.sum(1) - own_class)",
          "smoothing / (C - 1) * (every_class[:, :-1].sum(1) - own_class)"),
         ("with smoothing on the generated pixels, too", "fake = -focal_log", "fake = -(1 - smoothing) * focal_log"),
-        ("with the softmax over an axis of the picture instead of the outputs", "real_logits.float(), dim=1",
-         "real_logits.float(), dim=2"),
-        ("with the softmax over the C classes, without \"fake\"", "real_logits.float()", "real_logits[:, :-1].float()"),
+        ("with the softmax over an axis of the picture instead of the outputs", "log_probabilities(real_logits)",
+         "F.log_softmax(real_logits.float(), dim=2)"),
+        ("with the softmax over the C classes, without \"fake\"", "log_probabilities(real_logits)",
+         "log_probabilities(real_logits[:, :-1])"),
         ("without the second line, the generated pixels", "return real + fake", "return real")],
     "generator_loss": [
         ("without alpha", "alpha[label_map] * focal_log(own_class, gamma)", "focal_log(own_class, gamma)"),
@@ -59,7 +60,8 @@ MISTAKES = {
         ("with the sum over images in place of the mean", ".sum(dim=(1, 2)).mean()", ".sum()"),
         ("when the sum is divided by the sum of the weights, as F.cross_entropy(weight=...) does",
          ".sum(dim=(1, 2)).mean()", ".sum() / alpha[label_map].sum()"),
-        ("with the softmax over the C classes, without \"fake\"", "fake_logits.float()", "fake_logits[:, :-1].float()"),
+        ("with the softmax over the C classes, without \"fake\"", "log_probabilities(fake_logits)",
+         "log_probabilities(fake_logits[:, :-1])"),
         ("without the minus: D would be asked to be wrong", "return -(alpha", "return (alpha")],
     "best_answer": [
         ("without the focal factor: 1 - epsilon", "p[L_D.argmin()].item()", "1 - smoothing"),
