@@ -62,10 +62,11 @@ OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000
 TOY = dict(
     image_size="64", steps=1600, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
     anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[960, 1600],
-    workers=int((os.cpu_count() or 1) > 2), picture_every=200, save_every=200, ema_every=0)
-LAPTOP = dict(TOY, image_size="128", steps=1500, lr_decay_steps=[900, 1500], backbone="efficientnet_lite1",
-              backbone_weights="imagenet", vgg_weights="imagenet", contrastive_features="efficientnet_lite2",
-              lambda_c=1.0, reduction="mean", diversity_of="picture", lambda_d=10.0, tau_div=0.1)
+    workers=int((os.cpu_count() or 1) > 2), picture_every=100, save_every=200, ema_every=0)
+LAPTOP = dict(TOY, image_size="128", steps=1500, lr_decay_steps=[900, 1500], picture_every=200,
+              backbone="efficientnet_lite1", backbone_weights="imagenet", vgg_weights="imagenet",
+              contrastive_features="efficientnet_lite2", lambda_c=1.0, reduction="mean", diversity_of="picture",
+              lambda_d=10.0, tau_div=0.1)
 PRESETS = {"paper": {}, "toy": TOY, "laptop": LAPTOP}
 SMALL_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8, noise_width=32,
                        padding="reflect")  # the networks of toy and laptop
