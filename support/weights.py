@@ -6,7 +6,6 @@
     build_frozen                                the remedy, where one of these fails
     load_weights, fit                           state dicts of the networks behind the scores
 """
-import hashlib
 import importlib
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.nn as nn
 import torchvision
 from tqdm import tqdm
 
-from support.checkpoints import is_whole, read_torch, save_checkpoint, sha256_of
+from support.checkpoints import digest, is_whole, read_torch, save_checkpoint, sha256_of
 from support.errors import InputError
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
@@ -220,7 +219,7 @@ def build_frozen(build, name, weights, flag):
 
 def self_trained_file(folder, name, *key):
     """Where --backbone-weights self keeps its network. key: whatever it depends on."""
-    return folder / f"backbone_{name.replace(':', '_')}_{hashlib.sha256(repr(key).encode()).hexdigest()[:8]}.pt"
+    return folder / f"backbone_{name.replace(':', '_')}_{digest(repr(key))[:8]}.pt"
 
 
 @torch.random.fork_rng(devices=[])  # or what is built next would start differently where this was done before a kill
