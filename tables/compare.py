@@ -12,7 +12,6 @@ command again to go on; add rows or seeds, and only what is missing is run. The 
     comparison.png                   label map and real picture, then one row of pictures for each row of the table
     ROW/seedS/                       the run folders, each with its eval/ (IIDM's run: iidm/seedS)
 """
-import json
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from baselines.iidm.sample import TABLE_2
 from data import DATASETS, open_dataset
 from readers.images import read_rgb
-from support.checkpoints import read_lines, sha256_of, write_json
+from support.checkpoints import read_json, read_lines, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import COUNT, new_parser, number, seeds
 from support.pages import colour_labels, draw_rows
@@ -138,7 +137,7 @@ def call(command, log):
 def known(file):
     """What a JSON file holds, None where it is not there or damaged: then it is made again."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, object)
     except (OSError, ValueError):
         return None
 
