@@ -324,7 +324,8 @@ def pretrain(args, dataset, probabilities, path, ranks):
     """--backbone-weights self: the backbone learns which classes a picture contains, unless `path` is there."""
     sampler = RareClassBatches(probabilities, PRETRAIN_BATCH, 0, PRETRAIN_STEPS, args.seed)
     loader = torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers)
-    pretrain_backbone(args.backbone, len(dataset.classes), batches_of(loader), PRETRAIN_STEPS, path, args.seed, ranks)
+    pretrain_backbone(args.backbone, len(dataset.classes), batches_of(loader), PRETRAIN_STEPS, path, args.seed, ranks,
+                      args.amp == "bf16")
 
 
 DP_SIMS = System("DP-SIMS", build_networks, draw_noise, weigh, generator_losses, discriminator_losses,

@@ -3,6 +3,8 @@ import torch
 import torch.nn as nn
 from torch.nn.utils.parametrize import is_parametrized
 
+POWER_ITERATIONS = 3
+
 
 def lr_factor(step, start, end):
     """1 until step `start`, then linearly down to 0.1 at `end`; always 1 if there is no such interval."""
@@ -29,16 +31,18 @@ def compile_networks(G, D, P):
 
 @torch.no_grad()
 def update_spectral_norms(*nets):
-    """One power iteration for every weight W under spectral norm; W / sigma then stays as it is until the next call.
+    """Power iterations for every weight W under spectral norm; W / sigma then stays as it is until the next call.
 
-    PAPER: silent. / HERE: one iteration a step, before all of its passes. / WHY: every pass and micro-batch sees one
-    weight, and compiled code needs it: an iteration in each forward pass changes what its backward pass has kept.
+    PAPER: silent. / HERE: three iterations a step, before all of its passes. / WHY: every pass and micro-batch sees one
+    weight, and compiled code needs it: an iteration in each forward pass changes what its backward pass has kept. Three,
+    for D has three passes a step, and PyTorch iterates in each.
     TRAP: net.train() puts the iterations back into the forward passes, until the next call.
     """
     for module in (m for net in nets for m in net.modules() if is_parametrized(m, "weight")):
         # u <- W v / |W v|,  v <- W^T u / |W^T u|,  sigma = u^T W v: torch does so at each reading in training mode
         module.parametrizations.train()
-        module.weight
+        for _ in range(POWER_ITERATIONS):
+            module.weight
         module.parametrizations.eval()
 
 

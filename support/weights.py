@@ -223,7 +223,7 @@ def self_trained_file(folder, name, *key):
 
 
 @torch.random.fork_rng(devices=[])  # or what is built next would start differently where this was done before a kill
-def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
+def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks, bf16=False):
     """--backbone-weights self: torchvision's `name` learns which classes a picture contains. Kept at `path`, done once.
 
     batches: of the loader, image (B, 3, H, W) uint8 and label_map (B, H, W). Raises InputError.
@@ -255,7 +255,8 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks):
         x = ((batch["image"].to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
         label_map = batch["label_map"].to(device).long().flatten(1)                   # (B, HW)
         contains = torch.zeros(len(x), num_classes, device=device).scatter_(1, label_map, 1.0)  # (B, C)
-        loss = nn.functional.binary_cross_entropy_with_logits(net(x), contains)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = nn.functional.binary_cross_entropy_with_logits(net(x), contains)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

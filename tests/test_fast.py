@@ -61,8 +61,8 @@ def unit(x):
     return [value / length for value in x]
 
 
-def test_one_power_iteration_a_step_and_none_in_its_passes():
-    """u <- W v / |W v|, v <- W^T u / |W^T u|, once; then three passes in training mode change no number of it."""
+def test_three_power_iterations_a_step_and_none_in_its_passes():
+    """u <- W v / |W v|, v <- W^T u / |W^T u|, three times; then three passes in training mode change no number of it."""
     G, D = networks()
     with torch.no_grad():
         for net in (G, D):
@@ -70,8 +70,10 @@ def test_one_power_iteration_a_step_and_none_in_its_passes():
                 p.add_(0.1 * torch.randn_like(p))
     expected = []
     for u, v, W in vectors(G, D):
-        u = unit([sum(w * x for w, x in zip(row, v)) for row in W])
-        expected.append((u, unit([sum(row[j] * x for row, x in zip(W, u)) for j in range(len(v))]), W))
+        for _ in range(3):
+            u = unit([sum(w * x for w, x in zip(row, v)) for row in W])
+            v = unit([sum(row[j] * x for row, x in zip(W, u)) for j in range(len(v))])
+        expected.append((u, v, W))
     assert len(expected) == 3 + (5 * 2 + 4) + (2 * 2 + 1)  # G's block; D's decoder, and its full-resolution path
     for _ in range(2):
         before = vectors(G.train(), D.train())
@@ -88,7 +90,7 @@ def test_one_power_iteration_a_step_and_none_in_its_passes():
     torch.testing.assert_close(weight, torch.tensor(W) / sigma)
 
 
-def test_the_loop_iterates_once_a_step_whatever_the_micro_batches(tmp_path, monkeypatch):
+def test_the_loop_iterates_before_a_step_whatever_the_micro_batches(tmp_path, monkeypatch):
     """Steps that move nothing: u after three steps is u after three updates, with one part a step and with two."""
     G = {}
     for name, more in (("whole", []), ("parts", ["--micro-batch-size", 2])):
