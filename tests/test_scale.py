@@ -69,13 +69,14 @@ def test_the_pages_commands_and_bad_options():
 
 
 def test_two_agents_train_as_one_process(tmp_path, monkeypatch):
-    """torchrun --nnodes 2 with a rendezvous, both agents on this machine: the test of two ranks."""
+    """torchrun --nnodes 2 with a rendezvous, both agents on this machine: the test of two ranks, over 20 steps."""
+    steps = ("--steps", 20, "--diversity-every", 2, "--lr", 2e-4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     agents = [start("-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--rdzv-backend", "c10d",
                     "--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", test_train.__file__, tmp_path,
-                    *options(tmp_path / "two", *test_train.RANKS)) for _ in range(2)]
+                    *options(tmp_path / "two", *steps)) for _ in range(2)]
     try:
         for agent in agents:
             error = agent.communicate()[1]
@@ -83,5 +84,5 @@ def test_two_agents_train_as_one_process(tmp_path, monkeypatch):
     finally:
         for agent in agents:
             agent.terminate()
-    assert load(tmp_path / "two" / "latest.pt")["step"] == 4 and (tmp_path / "rank1.pt").is_file()
-    test_train.test_one_rank_equals_two(tmp_path, tmp_path, monkeypatch)
+    assert load(tmp_path / "two" / "latest.pt")["step"] == 20 and (tmp_path / "rank1.pt").is_file()
+    test_train.test_one_rank_equals_two(tmp_path, tmp_path, monkeypatch, steps)

@@ -162,11 +162,11 @@ def test_batch_norm_over_two_ranks_is_that_of_the_whole_batch(two_ranks):
         torch.testing.assert_close({**part, "weight": 2 * part["weight"]}, expected)
 
 
-def test_one_rank_equals_two(two_ranks, tmp_path, monkeypatch):
+def test_one_rank_equals_two(two_ranks, tmp_path, monkeypatch, more=RANKS):
     """Batch norm, class weights, sampling, noise, positions: all of the global batch, whatever the ranks."""
     wide_steps(monkeypatch)
     run(tmp_path / "begin", "--steps", 1, "--lr", 1e-12)
-    run(tmp_path / "one", *RANKS)
+    run(tmp_path / "one", *more)
     begin, one, two = (load(f / "latest.pt") for f in (tmp_path / "begin", tmp_path / "one", two_ranks / "two"))
     for name in ("G", "D", "P"):
         trained = [k for k in one[name] if one[name][k].is_floating_point() and not k.endswith(("_u", "_v"))
