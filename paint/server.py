@@ -184,8 +184,10 @@ class Model:
             raise InputError(f"{file} is not a picture; drop a PNG of class numbers or palette colours, or a saved "
                              f"drawing") from None
         labels = read_labels(file, self.class_of, self.colours)                        # (h, w)
-        labels = labels[np.ix_(nearest(labels.shape[0], self.size[0]), nearest(labels.shape[1], self.size[1]))]
-        return as_json(packed(labels, np.zeros(self.size)))
+        (h, w), (H, W) = labels.shape, self.size
+        resized = "" if (h, w) == (H, W) else f", {h}x{w} (height x width) made {H}x{W}, nearest pixels"
+        labels = labels[np.ix_(nearest(h, H), nearest(w, W))]                          # (H, W)
+        return as_json({**packed(labels, np.zeros(self.size)), "resized": resized})
 
 
 def as_json(content):

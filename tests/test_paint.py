@@ -156,6 +156,7 @@ def test_a_dropped_png_is_class_numbers_or_palette_colours(server):
     for png in (as_png(labels), as_png(np.asarray(toy.TOY_PALETTE)[labels])):
         status, found = ask(server, "/read", png)
         assert status == 200 and json.loads(found)["labels"] == expected
+        assert json.loads(found)["resized"] == ", 64x64 (height x width) made 32x32, nearest pixels"
 
 
 def test_validation_maps(server):
@@ -567,6 +568,7 @@ def test_a_png_is_dropped_on_the_page(page):
     page.run(drop, base64.b64encode(as_png(labels)).decode())
     wait_for(page, "past.length === 1")
     assert (labels_of(page) & 255 == labels).all() and not page.problems()
+    assert page.run("return document.getElementById('status').textContent").startswith("Opened: map.png")
     page.run(drop, base64.b64encode(as_png(labels + 100)).decode())
     wait_for(page, "document.getElementById('status').className")
     assert "are no class" in page.run("return document.getElementById('status').textContent")
