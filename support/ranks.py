@@ -65,9 +65,10 @@ def setup_ranks(device):
 def place():
     """-> rank, world, rank and world of this machine, as torchrun says. Raises InputError where they do not fit."""
     said = {name: os.environ.get(name, default) for name, default in
-            (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))}
-    rank, world, local_rank, local_world = found = [int(n) if n.isdecimal() else -1 for n in said.values()]
-    alone = world > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+            (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"), ("MASTER_PORT", "0"))}
+    *found, port = [int(n) if n.isdecimal() else -1 for n in said.values()]
+    rank, world, _, local_world = found
+    alone = world > 1 and not ({"RANK", "MASTER_ADDR"} <= os.environ.keys() and 0 < port < 65_536)
     if min(found) < 0 or rank >= world or not local_world or alone:
         raise InputError(f"{' '.join('='.join(pair) for pair in said.items())} of the environment do not fit together; "
                          f"start with torchrun, which sets them all, or unset them for one process")
