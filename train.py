@@ -44,7 +44,7 @@ from support.options import (AT_LEAST_0, COUNT, POSITIVE, SHARE, WEIGHT, add_dat
                              check_sides, first_look, new_parser, parse_training)
 from support.ranks import (average_gradients, count_classes, parts_of, rank_0_first, setup_ranks, share, split_batch,
                            synchronise_batch_norm, with_noise)
-from support.weights import LITE, build_frozen, find_weights, pretrain_backbone, self_trained_file
+from support.weights import LITE, build_frozen, find_weights, needed_weights, pretrain_backbone, self_trained_file
 
 # The paper's numbers (Sec. 4.1) and, where it is silent, our choices (docs/departures.md).
 PAPER = dict(
@@ -245,7 +245,7 @@ def train(args, system):
     if args.lambda_d > 0 and micro % args.diversity_every:
         raise InputError(f"--diversity-every {args.diversity_every}: the pictures in memory at once, {micro}, must be "
                          f"a multiple of it; give 1, or another --micro-batch-size")
-    dataset, validation, folder, probabilities = open_run(args, ranks)
+    dataset, validation, folder, probabilities = open_run(args, ranks, needed_weights(args))
     G, D, P, architecture, options = system.build_networks(args, dataset, probabilities, folder, ranks)
     G, D, P = (net and synchronise_batch_norm(net, ranks).to(ranks.device, memory_format=torch.channels_last)
                for net in (G, D, P))
@@ -264,11 +264,11 @@ def train(args, system):
     return runs.finish(folder, ranks, stopped)
 
 
-def open_run(args, ranks):
+def open_run(args, ranks, weights=()):
     """-> (training set, validation set, run folder, p of each training picture (N,)). Raises InputError."""
     dataset, validation = (open_dataset(args.dataset, args.data_path, split, args.image_size, args.seed,
                                         args.offsets == "on") for split in ("train", "val"))
-    rank_0_first(lambda: find_weights(args), ranks)
+    rank_0_first(lambda: find_weights(weights), ranks)
     folder = runs.open_folder(args.output_dir, ranks)
     probabilities = training_probabilities(dataset, args.sampling, folder / "class_presence.npz", ranks)
     return dataset, validation, folder, probabilities

@@ -178,14 +178,17 @@ def downloaded(url, name=None):
     return file
 
 
-def find_weights(args):
-    """Download the ImageNet files that a run needs, before its folder is made. Raises InputError, once for all."""
-    if "backbone" not in args:  # IIDM
-        return
+def needed_weights(args):
+    """[(option, network of torchvision whose ImageNet file a run needs), ...]."""
     uses_vgg = args.lambda_c > 0 and args.contrastive_features == "vgg19"
     needed = [("--vgg-weights", "vgg19")] * (args.vgg_weights == "imagenet" and uses_vgg)
     if args.backbone_weights == "imagenet" and getattr(args, "discriminator", "dp-sims") == "dp-sims":
         needed = [("--backbone-weights", args.backbone)] * (timm_name(args.backbone) is None) + needed
+    return needed
+
+
+def find_weights(needed):
+    """Download needed_weights, before the run's folder is made. Raises InputError, once for all."""
     missing = []
     for flag, name in needed:
         url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
