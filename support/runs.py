@@ -211,15 +211,21 @@ def lowest_score(folder, step, name):
 
 
 def draw_strip(run, z, step, ranks):
-    """strip_STEP.png and strip.png of len(z) / 2 validation samples, spread: neighbours may be frames of one video.
-    Where one of them cannot be read, this is said, and the run goes on."""
+    """The strip of len(z) / 2 validation samples, spread: neighbours may be frames of one video."""
     rows = max(2, min(len(z) // 2, len(run.validation)))  # D's batch statistics need two pictures at 32x32
+    keep_strip(lambda: strip_columns(
+        run.G, run.ema, run.D, [run.validation[i * len(run.validation) // rows] for i in range(rows)], z[:2 * rows],
+        run.dataset.palette, ranks.device), run, step, ranks)
+
+
+def keep_strip(draw, run, step, ranks):
+    """strip_STEP.png and strip.png of the columns draw(). Where a picture cannot be read, this is said, and the run
+    goes on."""
     try:
-        samples = [run.validation[i * len(run.validation) // rows] for i in range(rows)]
+        columns = draw()
     except InputError as error:
         ranks.say(f"step {step}: no strip.png: {error}")
         return
-    columns = strip_columns(run.G, run.ema, run.D, samples, z[:2 * rows], run.dataset.palette, ranks.device)
     for name in ("strip.png", f"strip_{step:07d}.png") if ranks.rank == 0 else ():
         draw_columns(columns, run.folder / name)
 

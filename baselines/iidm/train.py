@@ -24,7 +24,7 @@ from support.errors import InputError, run_script
 from support.optimisation import clip, set_lr, update_ema
 from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, first_look,
                              new_parser, number, parse_training)
-from support.pages import colour_labels, draw_columns, to_pixels
+from support.pages import colour_labels, to_pixels
 from support.ranks import average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
 from support.weights import fit
 from train import EMA_BATCHES, STRIP_ROWS, open_run
@@ -140,18 +140,13 @@ def loop(args, run, ranks, stopping, done):
 
 
 def look(run, step, due, args, ranks):
-    """Kept average, of the U-Net's steps alone, and picture, where they are due. See runs.draw_strip."""
+    """Kept average, of the U-Net's steps alone, and picture, where they are due."""
     if "average" in due and step > args.autoencoder_steps:
         runs.save_average(run, f"ema_{step:07d}.pt", step, {}, args, ranks)
     if "picture" in due and ranks.rank == 0:
         stage = "autoencoder" if step <= args.autoencoder_steps else "unet"
-        try:
-            columns = strip_columns(run.ema.eval(), run.validation, run.dataset, stage, ranks.device)
-        except InputError as error:
-            ranks.say(f"step {step}: no strip.png: {error}")
-            return
-        for name in ("strip.png", f"strip_{step:07d}.png"):
-            draw_columns(columns, run.folder / name)
+        runs.keep_strip(lambda: strip_columns(run.ema.eval(), run.validation, run.dataset, stage, ranks.device), run,
+                        step, ranks)
 
 
 def autoencoder_loss(model, real):
