@@ -83,6 +83,7 @@ class Speed:
                 count += 1
         if count:
             self.ranks.say(table(profiler.events(), (time.time() - start) / count, count, on_gpu))
+            self.args.profile = 0  # said once: not again after a rollback
 
 
 def name_parts(nets):

@@ -331,6 +331,6 @@ def check_identity(state, identity, path, args, ranks):
                              f"or the options that it was started with")
     then = state["options"]
     changed = [f"{k} {then[k]} -> {now}" for k, now in vars(args).items()
-               if k in then and then[k] != now and k not in ("steps", "output_dir", "rollbacks")]
+               if k in then and then[k] != now and k not in ("steps", "output_dir", "rollbacks", "profile")]
     if changed:
         ranks.say(f"resuming with other options than before: {', '.join(changed)}")

@@ -220,10 +220,11 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path, monkeypatch):
 def test_a_rollback_goes_on_with_other_noise_and_resumes_bit_for_bit(tmp_path, capsys):
     words = ("--save-every", 2, "--on-divergence", "rollback")
     at_4 = faulty(4, lambda loss: loss * torch.nan, tries=2)
-    go(at_4, tmp_path / "whole", "--steps", 8, *words)
+    go(at_4, tmp_path / "whole", "--steps", 8, "--profile", 1, *words)
     out = capsys.readouterr().out
     for n in (1, 2):
         assert f"step 4: loss term G_gan is nan: back to step 2 with other batches and noise (rollback {n} of" in out
+    assert out.count("part of a step, ms") == 1
     assert [line.get("rollbacks") for line in lines(tmp_path / "whole")] == 2 * [None] + 6 * [2]
     run(tmp_path / "good", "--steps", 8, *words)
     assert [line["D"] for line in lines(tmp_path / "good")[:2]] == [line["D"] for line in lines(tmp_path / "whole")[:2]]
