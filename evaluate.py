@@ -43,6 +43,7 @@ from support.errors import InputError, run_script
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, number, size
 from support.pages import colour_labels, draw_rows, save_picture
 from support.ranks import batches, leave_ranks, rank_0_first, read_ahead, setup_ranks
+from support.weights import has_lite
 
 METRICS = {"fid": fid, "miou": segmentation, "diversity": diversity, "latency": latency}
 PAGE_ROWS, PAGE_SEEDS = 4, 4  # best maps and as many worst ones; pictures of each
@@ -205,7 +206,7 @@ def load_networks(args, G, dataset, ranks):
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):  # fp32 means fp32
             latencies = latency.score_latency(G, label_map, z, offsets, compiled, ranks)
     ranks.wait()
-    kind = args.segmenter or segmentation.segmenter_of(args.dataset)
+    kind = args.segmenter or ("lite0" if not toy and has_lite("efficientnet_lite0") else "small")
     if "miou" in args.metrics and kind in ("lite0", "small"):
         training = open_dataset(args.dataset, args.data_path, "train", dataset.image_size)
         segmenter = segmentation.trained_segmenter(training, args.dataset, kind, args.segmenter_steps,

@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from metrics import to_tensor
 from support.checkpoints import digest, is_whole, read_torch, save_checkpoint, sha256_of
-from support.errors import InputError
+from support.errors import InputError, first_line
 from support.options import AT_LEAST_0, number, size
 from support.ranks import Ranks, batches, on_all_cores, rank_0_first, read_ahead, sum_over_ranks
-from support.weights import explained, has_lite, load_timm
+from support.weights import explained, load_timm
 
-STEPS, BATCH, LR, SAMPLES = 1200, 8, 1e-2, 2000  # --segmenter small
-LITE_STEPS, LITE_LR, LITE_WIDTH = 600, 2e-3, 96   # --segmenter lite0; its encoder learns at a tenth of the rate
+STEPS, LR = {"small": 1200, "lite0": 600}, {"small": 1e-2, "lite0": 2e-3}  # an encoder learns at a tenth of the rate
+BATCH, SAMPLES, LITE_WIDTH = 8, 2000, 96
 IGNORED = ("pixels of classes that are not scored are left out; IoU over the whole set of pictures, its mean over the "
            "classes that occur in the label maps: a class that is only predicted has no IoU of its own, its pixels "
            "count as misses of the classes they lie on")
@@ -36,11 +36,9 @@ IGNORED = ("pixels of classes that are not scored are left out; IoU over the who
 
 def scored_classes(dataset):
     """-> (K names, (C,) int64: the place 0..K-1 of each class among the scored ones, -1 = not scored)."""
-    ids = np.asarray(dataset.score_ids)
-    scored = np.unique(ids[ids >= 0])
-    places = np.where(ids >= 0, np.searchsorted(scored, ids.clip(min=0)), -1)
-    names = [" / ".join(dataset.classes[c] for c in np.flatnonzero(ids == k)) for k in scored]
-    return names, torch.from_numpy(places.astype(np.int64))
+    ids, places = np.unique(np.append(dataset.score_ids, -1), return_inverse=True)  # ids[0] is -1
+    names = [" / ".join(dataset.classes[c] for c in np.flatnonzero(places == k)) for k in range(1, len(ids))]
+    return names, torch.from_numpy(places[:-1] - 1)
 
 
 def confusions(predicted, truth, K):
@@ -249,12 +247,10 @@ def train_segmenter(dataset, kind, steps, samples, seed, device, show):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = (LiteSegmenter if kind == "lite0" else SmallSegmenter)(len(names), dataset.image_size).to(device).train()
-    groups, rates = [net.parameters()], [LR]
-    if kind == "lite0":
-        groups, rates = [net.encoder.parameters(), (*net.lateral.parameters(), *net.head.parameters())], [
-            LITE_LR / 10, LITE_LR]
-    optimiser = torch.optim.AdamW([{"params": group} for group in groups], lr=LR, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps)
+    groups = [{"params": [p for name, p in net.named_parameters() if name.startswith("encoder.") == of_encoder]}
+              for of_encoder in (True, False)]
+    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [LR[kind] / 10, LR[kind]], total_steps=steps)
     for _ in tqdm(range(steps), desc="training the segmenter", disable=None if show else True, dynamic_ncols=True):
         batch, flipped = rng.integers(samples, size=BATCH), rng.random(BATCH) < 0.5
         x, y = pictures[batch], truths[batch]                                                 # (B, 3, H, W), (B, H, W)
@@ -280,22 +276,17 @@ def add_options(group):
                        "-1 = none: a JSON list, or lines; default: in order, where the numbers agree")
     group.add_argument("--trust-segmenter", action="store_true", help="for a FILE of torch.export, which can run any "
                        "code when it is opened")
-    group.add_argument("--segmenter-steps", type=number(2), help=f"of training; default: {LITE_STEPS} for lite0, "
-                       f"{STEPS} for small")
+    group.add_argument("--segmenter-steps", type=number(2), help=f"of training; default: {STEPS['lite0']} for "
+                       f"lite0, {STEPS['small']} for small")
     group.add_argument("--segmenter-seed", type=AT_LEAST_0, default=0, help="of training; another one shows how far "
                        "the score depends on it")
-
-
-def segmenter_of(dataset):
-    """--segmenter, where it is not given."""
-    return "lite0" if dataset != "toy" and has_lite("efficientnet_lite0") else "small"
 
 
 def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
     """--segmenter lite0 or small -> as load_segmenter, of a network that is trained once and kept in the folder
     `cache`. training: the training pictures of the dataset `name`. Raises InputError where a package is missing."""
     (H, W), K = training.image_size, len(scored_classes(training)[0])
-    steps = steps or (LITE_STEPS if kind == "lite0" else STEPS)
+    steps = steps or STEPS[kind]
     settings = f"{steps} steps of {BATCH} out of {SAMPLES} augmented samples" + f", seed {seed}" * bool(seed)
     settings += ", lite0 version 1" if kind == "lite0" else ", version 1"
     key = f"{training.fingerprint()}\n{training.image_size}\n{training.classes}\n{settings}\n{ranks.device.type}"
@@ -325,15 +316,14 @@ def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=No
     resize: the (h, w) of pictures that a FILE wants. labels: --segmenter-labels. trusted: --trust-segmenter. Raises
     InputError.
     """
-    H, W = dataset.image_size
-    at = f"{H}x{W}"
+    at = "{}x{}".format(*dataset.image_size)
     if segmenter.startswith("hf:"):
         net = rank_0_first(lambda: HuggingFaceSegmenter(segmenter[3:]), ranks).to(ranks.device)
         S, where = net.classes, f"{segmenter}, resized by its own processor to {getattr(net.processor, 'size', '?')}"
     else:
         net = Segmenter(load_program(segmenter, trusted), resize)
         where = f"{segmenter}, sha256 {sha256_of(segmenter)[:12]}"
-        S = count_classes(net.to(ranks.device), segmenter, (H, W), batch_size, ranks.device)
+        S = count_classes(net.to(ranks.device), segmenter, dataset.image_size, batch_size, ranks.device)
         at += f" resized to {resize[0]}x{resize[1]}" if resize else ""
     net.requires_grad_(False)  # exported programs have no eval(): they are exported in it
     mapping, how = class_mapping(S, dataset, segmenter, labels)
@@ -363,10 +353,6 @@ def load_program(file, trusted=False):
                              f"any code when it is opened: where you trust whoever made it, give --trust-segmenter")
     raise InputError(f"--segmenter {file}: neither a TorchScript file ({reasons[0]}) nor one of torch.export "
                      f"({reasons[1]}); save it with torch.jit.save or torch.export.save")
-
-
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()

@@ -22,6 +22,10 @@ def unfit(name):
     return bool(re.search("[\0-\x1f\x7f-\x9f\ud800-\udfff]", name))
 
 
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Diverged(InputError):
     """A loss or a parameter is not finite."""
 

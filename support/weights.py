@@ -16,7 +16,7 @@ import torchvision
 from tqdm import tqdm
 
 from support.checkpoints import digest, is_whole, read_torch, save_checkpoint, sha256_of
-from support.errors import InputError
+from support.errors import InputError, first_line
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -275,7 +275,7 @@ def load_weights(weights, url, name, flag, instead):
         file = downloaded(url, name) if weights == "download" else Path(weights)
         return read_state(file), sha256_of(file)
     except Exception as error:  # downloads and files fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if weights == "download":
             raise InputError(f"{url} cannot be downloaded ({reason}); fetch it where there is a network and give it as "
                              f"{flag} FILE; or {instead}") from None
