@@ -34,8 +34,8 @@ def update_spectral_norms(*nets):
     """Power iterations for every weight W under spectral norm; W / sigma then stays as it is until the next call.
 
     PAPER: silent. / HERE: three iterations a step, before all of its passes. / WHY: every pass and micro-batch sees one
-    weight, and compiled code needs it: an iteration in each forward pass changes what its backward pass has kept. Three,
-    for D has three passes a step, and PyTorch iterates in each.
+    weight, and compiled code needs it: an iteration in each forward pass changes what its backward pass has kept.
+    Three, for D has three passes a step, and PyTorch iterates in each.
     TRAP: net.train() puts the iterations back into the forward passes, until the next call.
     """
     for module in (m for net in nets for m in net.modules() if is_parametrized(m, "weight")):

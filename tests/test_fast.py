@@ -62,7 +62,7 @@ def unit(x):
 
 
 def test_three_power_iterations_a_step_and_none_in_its_passes():
-    """u <- W v / |W v|, v <- W^T u / |W^T u|, three times; then three passes in training mode change no number of it."""
+    """u <- W v / |W v|, v <- W^T u / |W^T u|, three times; then three passes in training mode change no number."""
     G, D = networks()
     with torch.no_grad():
         for net in (G, D):
