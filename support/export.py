@@ -11,12 +11,12 @@ written before its picture has been compared with the generator's.
 import io
 import json
 import statistics
-import time
 
 import torch
 
 from support.checkpoints import write_atomically
 from support.errors import InputError
+from support.profile import seconds_of
 
 TOLERANCE, TIMED = 1e-4, 5  # largest difference of a pixel in [-1, 1]; pictures whose median time is told
 INPUTS = ("label_map", "z", "offsets")
@@ -74,11 +74,7 @@ KINDS = {".pt2": as_pt2, ".onnx": as_onnx}
 
 def seconds(draw, inputs):
     """The median time of one call, after one that warms up."""
-    def once(_):
-        start = time.perf_counter()
-        draw(*inputs)
-        return time.perf_counter() - start
-    return statistics.median([once(i) for i in range(TIMED + 1)][1:])
+    return statistics.median([seconds_of(lambda: draw(*inputs), inputs[0].device) for _ in range(TIMED + 1)][1:])
 
 
 @torch.no_grad()

@@ -210,14 +210,12 @@ def build_frozen(build, name, weights, flag):
     try:
         return build()
     except (OSError, ValueError, RuntimeError) as error:
+        expected = f"a file saved by torch.save with the state dict of torchvision's {name}"
         if name in LITE:
-            raise InputError(f"{flag} {weights}: {error}; expected imagenet, random, or a file of timm's weights for "
-                             f"{timm_name(name)}") from None
-        if name.startswith("timm:"):
-            raise InputError(f"{flag} {weights}: {error}; expected a file of timm's weights for {name}, or imagenet "
-                             f"where there is a network, or random") from None
-        raise InputError(f"{flag} {weights}: {error}; expected a file saved by torch.save with "
-                         f"the state dict of torchvision's {name}") from None
+            expected = f"imagenet, random, or a file of timm's weights for {timm_name(name)}"
+        elif name.startswith("timm:"):
+            expected = f"a file of timm's weights for {name}, or imagenet where there is a network, or random"
+        raise InputError(f"{flag} {weights}: {error}; expected {expected}") from None
 
 
 def self_trained_file(folder, name, *key):
