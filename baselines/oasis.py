@@ -25,8 +25,7 @@ Read from the bottom of the file upwards:
     D_logits      | logits      | (B, C + 1, H, W), before the softmax; index C is "fake" (OASIS's code: index 0)
     M             | mask        | (B, 1, H, W) bool, True = real
 
-The other losses of OASIS are losses.discriminator_loss and losses.generator_loss with gamma 0 and smoothing 0, their
-weights losses.class_weights.
+OASIS's other losses are losses.discriminator_loss and generator_loss with gamma 0, smoothing 0 and class_weights.
 """
 import torch
 import torch.nn as nn

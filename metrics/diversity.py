@@ -5,6 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from metrics import to_tensor
 from support.ranks import batches, read_ahead, sum_over_ranks
@@ -21,14 +22,14 @@ class LPIPS(nn.Module):
     alexnet: state dict of torchvision's alexnet. linear: the five w, as lpips/weights/v0.1/alex.pth holds them. files:
     where the two come from, for the InputError about weights of another network.
     """
-    LAYERS = (1, 4, 7, 9, 11)  # the five ReLUs
 
     def __init__(self, alexnet, linear, files=("", "")):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            self.net = torchvision.models.AlexNet().features
+            net = torchvision.models.AlexNet().features
         alexnet = {k.removeprefix("features."): t for k, t in alexnet.items() if k.startswith("features.")}
-        fit(self.net, alexnet, "torchvision's alexnet", "--alexnet-weights", files[0])
+        fit(net, alexnet, "torchvision's alexnet", "--alexnet-weights", files[0])
+        self.net = create_feature_extractor(net, ["1", "4", "7", "9", "11"])  # the five ReLUs
         self.linear = nn.ParameterDict({str(n): torch.zeros(1, width, 1, 1) for n, width in
                                         enumerate((64, 192, 384, 256, 256))})
         linear = {k.removeprefix("lin").removesuffix(".model.1.weight"): t for k, t in linear.items()}
@@ -39,12 +40,8 @@ class LPIPS(nn.Module):
 
     def features(self, pictures):
         """(B, 3, H, W) uint8 -> five (B, C, h, w), of length 1 at each position."""
-        x, found = (pictures.float() / 127.5 - 1 - self.mean) / self.std, []
-        for n, layer in enumerate(self.net[:self.LAYERS[-1] + 1]):
-            x = layer(x)
-            if n in self.LAYERS:
-                found.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
-        return found
+        x = (pictures.float() / 127.5 - 1 - self.mean) / self.std
+        return [f / (f.square().sum(dim=1, keepdim=True).sqrt() + 1e-10) for f in self.net(x).values()]
 
     def distance(self, f, g):
         """Two results of features, of B pictures each or one that is broadcast -> (B,)."""

@@ -123,8 +123,7 @@ def without_download():
 
 def load_inception(weights, device):
     """--inception-weights: download, a FILE, lite0 or random -> (features: a network, name of the distance, where the
-    weights are from, their key). Only the weights of 2015-12-05, known by their sha256, give a distance that is named
-    FID. Raises InputError."""
+    weights are from, their key). Only the weights of 2015-12-05, by their sha256, give "FID". Raises InputError."""
     if weights == "lite0":
         features = explained(LiteFeatures, "--inception-weights lite0").to(device)
         return (features, "Lite0 distance", "EfficientNet-Lite0 with ImageNet weights (pip package "
@@ -154,8 +153,7 @@ def scoring_precision():
 def feature_statistics(features, pictures, ranks):
     """-> (mean (D,), covariance (D, D)) over the pictures of all ranks, float64 on the CPU.
 
-    pictures: this rank's, an iterable of lists. Memory does not grow with their number. Raises InputError for features
-    that are not finite.
+    pictures: this rank's lists, in memory one by one. Raises InputError for features that are not finite.
     """
     D = features.width
     totals = [torch.zeros(shape, dtype=torch.float64, device=ranks.device) for shape in ((), (D,), (D, D))]

@@ -313,8 +313,7 @@ def load_segmenter(segmenter, dataset, ranks, batch_size, resize=None, labels=No
     """--segmenter hf:NAME or a FILE of TorchScript or torch.export -> (network: pictures (B, 3, H, W) uint8 -> its own
     classes (B, H, W), (S,) int64: the place 0..K-1 of each of these or K, protocol: a text).
 
-    resize: the (h, w) of pictures that a FILE wants. labels: --segmenter-labels. trusted: --trust-segmenter. Raises
-    InputError.
+    resize: (h, w) that a FILE wants. labels: --segmenter-labels. trusted: --trust-segmenter. Raises InputError.
     """
     at = "{}x{}".format(*dataset.image_size)
     if segmenter.startswith("hf:"):
@@ -337,8 +336,7 @@ def protocol(where, at, how):
 def load_program(file, trusted=False):
     """A TorchScript or, where it is trusted, a torch.export file as a module. Raises InputError.
 
-    TRAP: torch.export.load runs the pickles and Python expressions in its file; TorchScript has an interpreter of its
-    own, which knows no Python."""
+    TRAP: torch.export.load runs the pickles and Python expressions in its file; TorchScript's interpreter does not."""
     if not Path(file).is_file():
         raise InputError(f"--segmenter {file}: no such file; expected lite0, small, hf:NAME, or a FILE of TorchScript "
                          "or torch.export")

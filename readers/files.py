@@ -12,8 +12,7 @@ from support.errors import InputError, unfit
 class Pictures:
     """A dataset as it lies on disk: pictures of any sizes, their label maps, and what tells instances apart.
 
-    Raises InputError, when a sample is read, for a file that cannot be read, sizes that differ, and label values that
-    mean no class.
+    Raises InputError, when a sample is read, for files that cannot be read, sizes that differ, and strange labels.
     """
     files: list                   # [(picture, label map, instance map or None), ...]
     names: list                   # of the samples

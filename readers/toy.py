@@ -1,8 +1,7 @@
 """Toy scenes: landscapes with trees, houses, cars, boats and persons, drawn from (seed, index) alone, not downloaded.
 
 Every machine draws the same, and every size shows the same scene. _draw_scene decides the label map, _draw_look how it
-looks: one label map has many right pictures. x and y are shares of the picture, to the right and down; sizes are shares
-of its height.
+looks: one label map has many right pictures. x and y are shares of the picture, right and down; sizes, of its height.
 """
 from collections import namedtuple
 from functools import lru_cache

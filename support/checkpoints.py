@@ -139,8 +139,7 @@ def read_torch(file):
 
 
 def is_whole(file, mine=None):
-    """Whether read_torch can read a file that can be made again, with the names and shapes of the state dict `mine`. A
-    damaged one is said."""
+    """Whether a file that can be made again is whole, and like the state dict `mine`. A damaged one is said."""
     try:
         state = require(read_torch(file), STATE)
         require_like(state, mine or state, "it")

