@@ -117,13 +117,17 @@ def open_fitting(checkpoint, name, path, split, image_size):
 
 
 def read_maps(args, checkpoint, image_size):
-    """The label maps asked for, one by one: (name, label_map (H, W), offsets (2, H, W) or None) tensors."""
+    """The label maps asked for: their names, and one by one (label_map (H, W), offsets (2, H, W) or None) tensors."""
     if args.dataset:
         dataset = open_fitting(checkpoint, args.dataset, args.data_path, args.split, image_size)
-        for i in range(min(len(dataset), args.count or len(dataset))):
-            sample = dataset[i]
-            yield dataset.names[i], sample["label_map"], sample.get("offsets")
-        return
+        samples = map(dataset.__getitem__, range(args.count or len(dataset)))
+        return dataset.names[:args.count or None], ((s["label_map"], s.get("offsets")) for s in samples)
+    files = files_of(args.labels)[:args.count or None]
+    return [file.stem for file in files], read_files(files, args, checkpoint, image_size)
+
+
+def read_files(files, args, checkpoint, image_size):
+    """read_maps of PNGs."""
     has_offsets, (H, W) = checkpoint["generator"].get("offset_channels", 0) > 0, image_size
     if args.instances and not has_offsets:
         raise InputError(f"{args.checkpoint} takes no instances; leave --instances out")
@@ -133,7 +137,7 @@ def read_maps(args, checkpoint, image_size):
         print("this model takes instance offsets; without --instances every one of them is 0")
     meaning, class_of, colours = how_to_read(checkpoint)
     of_name, said = listed(args.instances, (".png",)) if args.instances and args.instances.is_dir() else {}, False
-    for file in files_of(args.labels)[:args.count or None]:
+    for file in files:
         labels = read_labels(file, class_of, colours)                                # (h, w)
         if labels.shape != (H, W) and not said:
             said = tqdm.write(f"{file}: {labels.shape[0]}x{labels.shape[1]} (height x width); label maps are resized "
@@ -146,14 +150,7 @@ def read_maps(args, checkpoint, image_size):
             require_size(instances, instance_file, labels, file)
             instances = meaning.ids(instances, labels, instance_file)
             offsets = torch.from_numpy(offset_maps(instances[window]))               # (2, H, W)
-        yield file.stem, torch.from_numpy(labels[window]), offsets
-
-
-def names_of(args, checkpoint, image_size):
-    """The names that read_maps will give, before any map is read. Raises InputError."""
-    if args.dataset:
-        return open_fitting(checkpoint, args.dataset, args.data_path, args.split, image_size).names[:args.count or None]
-    return [file.stem for file in files_of(args.labels)[:args.count or None]]
+        yield torch.from_numpy(labels[window]), offsets
 
 
 def how_to_read(checkpoint):
@@ -298,9 +295,10 @@ def main(argv, generators=GENERATORS):
     z_of_regions = [z_of_seed(seed, G.z_dim) for _, seed in args.region_seeds]
     palette, grid = np.array(checkpoint["palette"], np.uint8), []
     titles = ["labels.png", *(f"{title}.png" for title in z), *["mix.gif"] * bool(args.interpolate)]
-    refuse_to_overwrite([args.output_dir / "grid.png", *(args.output_dir / f"{name}_{title}" for name in names_of(
-        args, checkpoint, image_size) for title in titles)], args.force)
-    for name, label_map, offsets in tqdm(read_maps(args, checkpoint, image_size), desc="label maps", disable=None):
+    names, planes = read_maps(args, checkpoint, image_size)
+    refuse_to_overwrite([args.output_dir / "grid.png", *(
+        args.output_dir / f"{name}_{title}" for name in names for title in titles)], args.force)
+    for name, (label_map, offsets) in tqdm(zip(names, planes), desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}.png" for title in z]
         pictures, regions = [], region_map(label_map, offsets, wanted) if wanted else None
         for i, (region, seed) in enumerate(args.region_seeds, 1):

@@ -222,7 +222,7 @@ def main(argv):
                          f"map; train with --mask-dropout 0.2")
     size = args.image_size or tuple(checkpoint["image_size"])
     check_sides(size, model.downsampling)
-    maps = list(read_maps(args, checkpoint, size))
+    maps = [(name, *planes) for name, planes in zip(*read_maps(args, checkpoint, size))]
     styles = open_references(args, size, [name for name, _, _ in maps]) if args.reference else {"": None}
     if args.for_scores and len(styles) * len(args.seeds) > 1:
         raise InputError(f"--for-scores: {len(styles)} images as --reference and {len(args.seeds)} --seeds; expected "
