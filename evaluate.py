@@ -286,7 +286,7 @@ def write_pictures(G, scored, args, seeds, ranks, only=None):
               if (only is None or set(only) & set(batch))
               and not all(files[seed][i].is_file() for seed in seeds for i in batch)]
     with ThreadPoolExecutor() as pool:
-        for batch, samples in read_ahead(scored.dataset.__getitem__, shares, "pictures", ranks.rank == 0):
+        for batch, samples in read_ahead(scored.dataset.__getitem__, shares, "pictures", ranks):
             writing = []
             for seed in seeds:
                 missing = [n for n, i in enumerate(batch) if not files[seed][i].is_file()]

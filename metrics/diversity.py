@@ -92,7 +92,7 @@ def score_diversity(lpips, scored, S, ranks):
     (H, W), pairs = scored.size, S * (S - 1) / 2
     totals = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # LPIPS, pixels
     shares = batches(scored.count, 1, ranks)
-    for _, (read,) in read_ahead(lambda i: [scored.fake(i, s) for s in range(S)], shares, "diversity", ranks.rank == 0):
+    for _, (read,) in read_ahead(lambda i: [scored.fake(i, s) for s in range(S)], shares, "diversity", ranks):
         pictures = to_tensor(read, ranks.device)                                              # (S, 3, H, W)
         # picture s and all behind it
         apart = sum((pictures[s].int() - pictures[s + 1:].int()).abs().sum() for s in range(S - 1))

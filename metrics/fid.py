@@ -198,7 +198,7 @@ def reference_statistics(features, key, read, count, ranks, batch_size, cache):
     if saved:  # rank 0 writes it below, after every rank has looked
         return tuple(torch.from_numpy(saved[name]) for name in ("mean", "covariance"))
     shares = batches(count, batch_size, ranks)
-    pictures = (items for _, items in read_ahead(read, shares, "features of real pictures", ranks.rank == 0))
+    pictures = (items for _, items in read_ahead(read, shares, "features of real pictures", ranks))
     with scoring_precision():
         mean, covariance = feature_statistics(features, pictures, ranks)
     if ranks.rank == 0:
@@ -227,7 +227,7 @@ def score_generator(draw, dataset, scoring, ranks):
     draw(samples, their numbers): their pictures (B, H, W, 3). scoring: of open_scoring.
     """
     features, name, reference = scoring
-    shares = read_ahead(dataset.__getitem__, batches(len(dataset), 16, ranks), "scoring", ranks.rank == 0)
+    shares = read_ahead(dataset.__getitem__, batches(len(dataset), 16, ranks), "scoring", ranks)
     return {name: distance_to(reference, features, (list(draw(samples, maps)) for maps, samples in shares), ranks)}
 
 
@@ -242,8 +242,7 @@ def score_fid(inception, scored, ranks, batch_size, cache, seeds=1):
     reference = reference_statistics(features, real_key, scored.real, scored.real_count, ranks, batch_size, cache)
     values = []
     for seed in range(seeds):
-        shares = read_ahead(lambda i: scored.fake(i, seed), batches(scored.count, batch_size, ranks), "features",
-                            ranks.rank == 0)
+        shares = read_ahead(lambda i: scored.fake(i, seed), batches(scored.count, batch_size, ranks), "features", ranks)
         values.append(distance_to(reference, features, (items for _, items in shares), ranks))
     # PAPER: "mean and variance of FID over 5 runs" (DP-GAN's Table 3). / HERE: mean and standard deviation, divided by
     # n - 1, over seeds of z of one generator. / WHY: a deviation has FID's unit, as "44.6 +- 0.17" suggests.

@@ -82,7 +82,7 @@ def compare(segmenter, scored, ranks, batch_size):
     def read(i):
         sample = dataset[i]
         return sample["label_map"], scored.fake(i), sample["image"].permute(1, 2, 0).numpy()
-    for batch, items in read_ahead(read, batches(scored.count, batch_size, ranks), "segmentation", ranks.rank == 0):
+    for batch, items in read_ahead(read, batches(scored.count, batch_size, ranks), "segmentation", ranks):
         label_maps, *pictures = zip(*items)
         truth = places[torch.stack(label_maps).to(device).long()]                             # (B, H, W), -1 = ignored
         found = torch.stack([confusions(mapping[net(to_tensor(some, device))], truth, K) for some in pictures])
@@ -227,7 +227,7 @@ class LiteSegmenter(nn.Module):
         return self.head(y)                                                                   # (B, K, H/4, W/4)
 
 
-def train_segmenter(dataset, kind, steps, samples, seed, device, show):
+def train_segmenter(dataset, kind, steps, samples, seed, device):
     """A SmallSegmenter or a LiteSegmenter that has learnt the training pictures of a dataset, in eval mode.
 
     samples: augmented samples that are drawn once and kept in memory; each is used many times, flipped or not.
@@ -237,8 +237,8 @@ def train_segmenter(dataset, kind, steps, samples, seed, device, show):
     order = np.concatenate([rng.permutation(len(dataset)) for _ in range(-(-samples // len(dataset)))])[:samples]
     pictures = torch.empty(samples, 3, *dataset.image_size, dtype=torch.uint8)
     truths = torch.empty(samples, *dataset.image_size, dtype=torch.int16)
-    shares = batches(samples, 16, Ranks(device))
-    for batch, drawn in read_ahead(lambda n: dataset[int(order[n]), 0, n], shares, "training pictures", show):
+    alone, shares = Ranks(device), batches(samples, 16, Ranks(device))
+    for batch, drawn in read_ahead(lambda n: dataset[int(order[n]), 0, n], shares, "training pictures", alone):
         pictures[batch] = torch.stack([s["image"] for s in drawn])                            # (16, 3, H, W)
         truths[batch] = places[torch.stack([s["label_map"] for s in drawn]).long()].short()   # (16, H, W)
     count = torch.bincount(truths.flatten().int() + 1, minlength=len(names) + 1)[1:].float()  # (K,)
@@ -251,7 +251,7 @@ def train_segmenter(dataset, kind, steps, samples, seed, device, show):
               for of_encoder in (True, False)]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, [LR[kind] / 10, LR[kind]], total_steps=steps)
-    for _ in tqdm(range(steps), desc="training the segmenter", disable=None if show else True, dynamic_ncols=True):
+    for _ in tqdm(range(steps), desc="training the segmenter", disable=None, dynamic_ncols=True):
         batch, flipped = rng.integers(samples, size=BATCH), rng.random(BATCH) < 0.5
         x, y = pictures[batch], truths[batch]                                                 # (B, 3, H, W), (B, H, W)
         x[flipped], y[flipped] = x[flipped].flip(3), y[flipped].flip(2)
@@ -297,7 +297,7 @@ def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
             net = LiteSegmenter(K, (H, W), "random") if kind == "lite0" else SmallSegmenter(K, (H, W))
         if ranks.rank == 0 and not is_whole(file, net.state_dict()):
             file.parent.mkdir(parents=True, exist_ok=True)
-            trained = on_all_cores(lambda: train_segmenter(training, kind, steps, SAMPLES, seed, ranks.device, True))
+            trained = on_all_cores(lambda: train_segmenter(training, kind, steps, SAMPLES, seed, ranks.device))
             save_checkpoint(trained.state_dict(), file)
         net.load_state_dict(read_torch(file))
         return Segmenter(net.eval()).to(ranks.device).requires_grad_(False)

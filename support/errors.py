@@ -4,8 +4,6 @@ import os
 import re
 import sys
 
-import torch
-
 DISK = "what was saved before is whole. Make room or write to another place, and run the same command again"
 HANDLES = "too few file handles; allow more (ulimit -n 4096), or lower --workers"
 REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO), DISK),

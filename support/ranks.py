@@ -226,11 +226,11 @@ def batches(count, batch_size, ranks):
             for first in range(ranks.rank * batch_size, count, ranks.world * batch_size)]
 
 
-def read_ahead(read, shares, description, show):
+def read_ahead(read, shares, description, ranks):
     """(batch, [read(i) for i in batch]) for each batch; the next one is read while this one is used."""
     with ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
         ahead = [pool.submit(read, i) for batch in shares[:1] for i in batch]
-        for n, batch in enumerate(tqdm(shares, desc=description, disable=None if show else True, dynamic_ncols=True)):
+        for n, batch in enumerate(tqdm(shares, desc=description, disable=ranks.rank > 0 or None, dynamic_ncols=True)):
             items = [future.result() for future in ahead]
             ahead = [pool.submit(read, i) for later in shares[n + 1:n + 2] for i in later]
             yield batch, items

@@ -180,10 +180,9 @@ def downloaded(url, name=None):
 def needed_weights(args):
     """[(option, network of torchvision whose ImageNet file a run needs), ...]."""
     uses_vgg = args.lambda_c > 0 and args.contrastive_features == "vgg19"
-    needed = [("--vgg-weights", "vgg19")] * (args.vgg_weights == "imagenet" and uses_vgg)
-    if args.backbone_weights == "imagenet" and getattr(args, "discriminator", "dp-sims") == "dp-sims":
-        needed = [("--backbone-weights", args.backbone)] * (timm_name(args.backbone) is None) + needed
-    return needed
+    uses_backbone = getattr(args, "discriminator", "dp-sims") == "dp-sims" and timm_name(args.backbone) is None
+    return ([("--backbone-weights", args.backbone)] * (uses_backbone and args.backbone_weights == "imagenet")
+            + [("--vgg-weights", "vgg19")] * (uses_vgg and args.vgg_weights == "imagenet"))
 
 
 def find_weights(needed):

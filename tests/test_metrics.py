@@ -283,7 +283,7 @@ def test_the_trained_segmenter_is_cached_the_same_each_time_and_blind_to_its_bat
 def test_training_teaches_the_segmenter():
     """Sixty small steps on eight scenes: better than chance on them by far."""
     toy = toy_of(32, "train", 8)
-    net = segmentation.Segmenter(segmentation.train_segmenter(toy, "small", 60, 8, 0, CPU, False))
+    net = segmentation.Segmenter(segmentation.train_segmenter(toy, "small", 60, 8, 0, CPU))
     scored = Scored((32, 32), 8, lambda i: np.zeros((32, 32, 3), np.uint8), dataset=toy)
     generated, real, _ = segmentation.compare((net, torch.arange(11), ""), scored, ALONE, 4)
     assert segmentation.pixel_accuracy(real) > 0.8 > segmentation.pixel_accuracy(generated)
