@@ -94,14 +94,14 @@ class Dataset:
         load(i, instances)   -> (h, w, 3) uint8, (h, w) uint8 classes, (h, w) ids with 0 = none, or None
         labels(i)            -> (h, w) uint8 classes alone
         cropped              whether training crops: Cityscapes and toy scenes are only flipped
-        fingerprint()        -> a text that changes with the files
+        fingerprint()        -> a text that changes with the files: caches of another one are not used again
     """
 
     def __init__(self, reader, image_size, seed=0, instances=True):
         self.reader, self.image_size, self.seed = reader, image_size, seed
         self.names, self.classes, self.palette = reader.names, reader.classes, reader.palette
         self.unknown, self.score_ids, self.objects = reader.unknown, reader.score_ids, reader.objects
-        self.has_instances = instances and reader.has_instances
+        self.has_instances, self.fingerprint = instances and reader.has_instances, reader.fingerprint
 
     def __len__(self):
         return len(self.names)
@@ -136,10 +136,6 @@ class Dataset:
     def presence(self, index):
         """(C,) bool: the classes of sample `index`, at the size of its file."""
         return np.bincount(self.reader.labels(index).ravel(), minlength=len(self.classes)) > 0
-
-    def fingerprint(self):
-        """A text that changes with the dataset's files. Caches of another text are not used again."""
-        return self.reader.fingerprint()
 
 
 def nearest(old, new):
