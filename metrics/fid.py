@@ -42,9 +42,9 @@ def largest(x):
 
 
 def pool_by(pool, block):
-    """From now on the last branch of one of torchvision's blocks gets pool(x) of the block's x."""
+    """From now on the last branch of one of torchvision's blocks gets pool(x) of the block's x, kept till then."""
     block.register_forward_pre_hook(lambda block, inputs: setattr(block, "x", *inputs))
-    block.branch_pool.register_forward_pre_hook(lambda branch, pooled: pool(block.x))
+    block.branch_pool.register_forward_pre_hook(lambda branch, pooled: pool(vars(block).pop("x")))
 
 
 def inception_2015():
