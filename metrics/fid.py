@@ -37,23 +37,42 @@ def average(x):
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-def largest(x):
-    return F.max_pool2d(x, 3, stride=1, padding=1)
+class InceptionA(inception.InceptionA):
+    def forward(self, x):
+        return torch.cat([self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)),
+                          self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
+                          self.branch_pool(average(x))], dim=1)
 
 
-def pool_by(pool, block):
-    """From now on the last branch of one of torchvision's blocks gets pool(x) of the block's x, kept till then."""
-    block.register_forward_pre_hook(lambda block, inputs: setattr(block, "x", *inputs))
-    block.branch_pool.register_forward_pre_hook(lambda branch, pooled: pool(vars(block).pop("x")))
+class InceptionC(inception.InceptionC):
+    def forward(self, x):
+        wide = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        return torch.cat([self.branch1x1(x), self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
+                          self.branch7x7dbl_5(self.branch7x7dbl_4(wide)), self.branch_pool(average(x))], dim=1)
+
+
+class InceptionE(inception.InceptionE):
+    """pool: `average`, or, in the last block of the 2015 graph, the maximum."""
+
+    def __init__(self, in_channels, pool):
+        super().__init__(in_channels)
+        self.pool = pool
+
+    def forward(self, x):
+        a, b = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        return torch.cat([self.branch1x1(x), self.branch3x3_2a(a), self.branch3x3_2b(a), self.branch3x3dbl_3a(b),
+                          self.branch3x3dbl_3b(b), self.branch_pool(self.pool(x))], dim=1)
 
 
 def inception_2015():
     """The Inception v3 of the TensorFlow graph of 2015-12-05, by which FID is defined: torchvision's with other pooling
     and 1008 outputs, as the pytorch-fid package ports it. That package's weights fit this state dict."""
     net = inception.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
-    for name, block in net.named_children():
-        if hasattr(block, "branch_pool"):
-            pool_by(largest if name == "Mixed_7c" else average, block)
+    net.Mixed_5b, net.Mixed_5c, net.Mixed_5d = InceptionA(192, 32), InceptionA(256, 64), InceptionA(288, 64)
+    net.Mixed_6b, net.Mixed_6c = InceptionC(768, 128), InceptionC(768, 160)
+    net.Mixed_6d, net.Mixed_6e = InceptionC(768, 160), InceptionC(768, 192)
+    net.Mixed_7b = InceptionE(1280, average)
+    net.Mixed_7c = InceptionE(2048, lambda x: F.max_pool2d(x, 3, stride=1, padding=1))
     return net
 
 
