@@ -66,7 +66,7 @@ TOY = dict(
 LAPTOP = dict(TOY, image_size="128", steps=1500, lr_decay_steps=[900, 1500], picture_every=200,
               backbone="efficientnet_lite1", backbone_weights="imagenet", vgg_weights="imagenet",
               contrastive_features="efficientnet_lite2", lambda_c=1.0, reduction="mean", diversity_of="picture",
-              lambda_d=10.0, tau_div=0.1)
+              lambda_d=10.0, tau_div=0.1, conditioning="none")
 PRESETS = {"paper": {}, "toy": TOY, "laptop": LAPTOP}
 SMALL_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_channels=16, noise_tokens=8, noise_width=32,
                        padding="reflect")  # the networks of toy and laptop
