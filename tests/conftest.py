@@ -4,6 +4,7 @@ One thread in every test: the networks here are tiny, and two threads that wait 
 """
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from support.checkpoints import read_lines
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
+if hasattr(signal, "SIGHUP"):  # tests that are started by nohup ignore it, and so would the runs that they send it to
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.cpu._is_avx512_bf16_supported = lambda: False  # --amp auto: float32, which two orders of a sum need
 
 
