@@ -265,13 +265,15 @@ def open_dataset(name, path, split, image_size, seed=0, instances=True):
 
 def usual_path(name):
     """Where dataset `name` lies if --data-path is not given: below data/ or $DP_SIMS_DATA. Raises InputError."""
+    if name == "folder":
+        raise InputError(f"--data-path DIR is missing. {READERS[name][1]}")
     folder = "ADEChallengeData2016" if name == "ade20k" else name
     places = [Path(parent) / folder for parent in ("data", os.environ.get("DP_SIMS_DATA")) if parent]
-    for place in places if name != "folder" else []:
+    for place in places:
         if place.is_dir():
             return place
-    looked = "; no " + " and no ".join(map(str, places)) + ", so give it, or unpack there" if name != "folder" else ""
-    raise InputError(f"--data-path DIR is missing{looked}. {READERS[name][1]}")
+    raise InputError(f"--data-path DIR is missing; no {' and no '.join(map(str, places))}, so give it, or unpack "
+                     f"there. {READERS[name][1]}")
 
 
 # ------------------------------------------------------------------------------------------ python data.py

@@ -94,10 +94,13 @@ class Backbone(nn.Module):
         # PAPER: silent on the input. / HERE: ImageNet's mean and std, no resizing. / WHY: these
         # weights expect them, and the decoder must align with the image.
         x = ((image + 1) / 2 - self.mean) / self.std
-        features = self.whole(x) if self.whole is not None else []
-        for stage in self.stages if self.whole is None else []:
-            x = stage(x)
-            features.append(x)
+        if self.whole is not None:
+            features = self.whole(x)
+        else:
+            features = []
+            for stage in self.stages:
+                x = stage(x)
+                features.append(x)
         return [f.permute(0, 3, 1, 2) if self.channels_come_last else f for f in features]  # (B, C_l, H_l, W_l)
 
 
@@ -215,7 +218,8 @@ class Discriminator(nn.Module):
             conditioned = self.mixing(conditioned)
         F_1, F_2, F_3, y = conditioned                                # y (B, C_4, H/32, W/32)
         for block, skip in zip(self.decoder, (F_3, F_2, F_1, None, None)):
-            y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, ., 2H', 2W')
+            # TRAP: CUDA's autocast resizes in float32, and all would stay so up to the next convolution: back again
+            y = F.interpolate(y, scale_factor=2, mode="nearest").to(y.dtype)  # (B, ., 2H', 2W')
             y = block(y if skip is None else torch.cat([y, skip], dim=1))
         y = torch.cat([y, self.full_resolution(image)], dim=1)        # (B, 64 + 64, H, W)
         return self.to_logits(F.leaky_relu(y, 0.2))                   # (B, C + 1, H, W)

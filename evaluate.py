@@ -56,7 +56,6 @@ def evaluate(args, generators=GENERATORS):
     -> {metric: its numbers and their protocol}, which is "scores" of eval.json. Raises InputError.
     """
     ranks, scores, page = setup_ranks(args.device), {}, []
-    torch.set_float32_matmul_precision("highest")
     # open: what is scored, and against what
     G, scored = open_checkpoint(args, ranks, generators) if args.checkpoint else (None, open_folders(args))
     manifest = claim_folders(args, scored.dataset, ranks)

@@ -59,9 +59,12 @@ def one_hot_labels(G, label_map, z, offsets, regions=None):
     if H % G.downsampling or W % G.downsampling:
         raise ValueError(f"label map of {H}x{W}: both sides must be divisible by {G.downsampling}, "
                          f"the downsampling of this generator")
-    R = () if regions is None else z.shape[1:2]
-    fits = regions is None or R and regions.shape == (B, H, W) and 0 <= regions.min() and regions.max() < R[0]
-    if (offsets is not None) != (G.offset_channels > 0) or z.shape != (B, *R, G.z_dim) or not fits:
+    if regions is None:
+        fits = z.shape == (B, G.z_dim)
+    else:
+        R = z.shape[1] if z.dim() == 3 else 0
+        fits = z.shape == (B, R, G.z_dim) and regions.shape == (B, H, W) and 0 <= regions.min() <= regions.max() < R
+    if not fits or (offsets is not None) != (G.offset_channels > 0):
         z, offsets, regions = (None if t is None else tuple(t.shape) for t in (z, offsets, regions))
         raise ValueError(f"expected z of shape ({B}, {G.z_dim}), or ({B}, R, {G.z_dim}) and regions of 0..R-1, and "
                          f"{G.offset_channels} offset channels; got z {z}, regions {regions}, offsets {offsets}")
@@ -134,8 +137,9 @@ class CrossAttention(nn.Module):
         self.eta = nn.Parameter(torch.zeros(()))  # the gate is "initialized at 0"
 
     def forward(self, h, w, regions=None):
-        query, own = self.to_query(h.flatten(2).transpose(1, 2)), None  # (B, HW, d_q)
-        if regions is not None:  # ours: a pixel sees the tokens of its own region alone
+        query = self.to_query(h.flatten(2).transpose(1, 2))       # (B, HW, d_q)
+        own = None                                                # a pixel sees all tokens
+        if regions is not None:                                   # ours: those of its own region alone
             region = F.interpolate(regions[:, None].float(), size=h.shape[2:], mode="nearest")[:, 0]  # (B, H, W)
             own = one_hot(region, w.shape[1], torch.bool).flatten(2).transpose(1, 2)      # (B, HW, R)
             w, own = w.flatten(1, 2), own.repeat_interleave(w.shape[2], dim=2)  # (B, R n_k, d_w), (B, HW, R n_k)
@@ -301,8 +305,10 @@ class Generator(nn.Module):
         ours. / WHY: to draw one tree anew (docs/regions.md); training does not use it.
         """
         x = one_hot_labels(self, label_map, z, offsets, regions)          # (B, C (+ 2), H, W)
-        w = self.noise_mapping and self.noise_mapping(z)                  # (B, n_k, d_w); (B, R, n_k, d_w) by region
-        if w is None:
+        if self.noise_mapping is not None:
+            w = self.noise_mapping(z)                                     # (B, n_k, d_w); (B, R, n_k, d_w) by region
+        else:                                                             # concatenated noise, Table 6
+            w = None
             x = torch.cat([x, z_at_pixels(z, regions, x.shape[2:])], dim=1)  # (B, C (+ 2) + d_z, H, W)
         x = x.contiguous(memory_format=torch.channels_last)
         modulation = self.label_pyramid(x, w, regions)                    # h_1, ..., h_L
@@ -310,11 +316,12 @@ class Generator(nn.Module):
         # PAPER: "takes a low-resolution label map as input". / HERE: nearest neighbour. / WHY: labels stay labels.
         y = self.first(F.interpolate(x, size=h_L.shape[2:], mode="nearest"))
         for block, h_i in zip(self.blocks, reversed(modulation)):         # lowest scale first
-            y = F.interpolate(y, size=h_i.shape[2:], mode="nearest")      # (B, widths[i], H', W')
+            # TRAP: CUDA's autocast resizes in float32, and all would stay so up to the next convolution: back again
+            y = F.interpolate(y, size=h_i.shape[2:], mode="nearest").to(y.dtype)              # (B, widths[i], H', W')
             # "concatenated with a resized version of the ultimate map h_L". PAPER: how it is resized, and how the
             # picture grows, is not said. / HERE: bilinear, and nearest x2. / WHY: as DP-GAN's code.
             resized = F.interpolate(h_L, size=h_i.shape[2:], mode="bilinear", align_corners=False)
-            y = block(y, torch.cat([h_i, resized], dim=1))                # (B, widths[i + 1], H', W')
+            y = block(y, torch.cat([h_i, resized.to(h_i.dtype)], dim=1))  # (B, widths[i + 1], H', W')
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
         image = torch.tanh(self.to_image(features).float())               # g   (B, 3, H, W)
         return (image, features) if return_features else image

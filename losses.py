@@ -206,12 +206,15 @@ class ContrastiveFeatures(nn.Module):
 
     def forward(self, image):
         """image (B, 3, H, W) in [-1, 1] -> [(B, width, H/4, W/4), (.., H/8, ..), (.., H/16, ..)]."""
-        h, levels = ((image + 1) / 2 - self.mean) / self.std, []
-        for i, layer in enumerate(self.backbone if self.is_vgg else []):
-            h = layer(h)
-            if i in VGG_TAPS:
-                levels.append(h)
-        levels = levels if self.is_vgg else self.backbone(h)
+        h = ((image + 1) / 2 - self.mean) / self.std
+        if self.is_vgg:
+            levels = []
+            for i, layer in enumerate(self.backbone):
+                h = layer(h)
+                if i in VGG_TAPS:
+                    levels.append(h)
+        else:
+            levels = self.backbone(h)  # timm gives all three at once
         return [F.relu(conv(level)) for conv, level in zip(self.convs, levels)]
 
     def project(self, scale, feature_map, positions):

@@ -283,7 +283,6 @@ def main(argv, generators=GENERATORS):
     if args.interpolate and (len(set(args.seeds)) != 2 or args.interpolate < 2):
         raise InputError("--interpolate N needs N of 2 or more and two different seeds: --seeds 3,5 --interpolate 12")
     device = setup_ranks(args.device).device
-    torch.set_float32_matmul_precision("highest")  # pictures are drawn without TF32
     G, checkpoint = load_generator(args.checkpoint, device, generators)
     image_size = args.image_size or tuple(checkpoint["image_size"])
     check_sides(image_size, G.downsampling)

@@ -11,8 +11,8 @@ Read in this order:
     loop                   batch, G's step, D's step, average; every so many steps a log, a picture, a checkpoint
     train                  what the loop needs before it starts: data, networks, optimisers, the last checkpoint
 
-Run the same command again to go on where it stopped. Everything random is a function of (seed, step), so a run that was
-interrupted ends where an uninterrupted one ends. README says what a run folder holds, and how to read it.
+Run the same command again to go on where it stopped. Everything random is a function of (seed, step): a run that was
+interrupted ends where an uninterrupted one ends, on a CPU bit for bit. README says what a run folder holds.
 
     batch           a dict of tensors, first dimension B; a part of it is as many pictures as fit into memory at once
       real          (B, 3, H, W) in [-1, 1]                label_map       (B, H, W) integers 0..C-1
@@ -21,15 +21,15 @@ interrupted ends where an uninterrupted one ends. README says what a run folder 
 import copy
 import os
 import sys
+from argparse import Namespace
 from collections import namedtuple
 from functools import partial
-from pathlib import Path
 
 import support  # noqa: F401, before torch, which takes seconds
 import torch
 from tqdm import tqdm
 
-from data import DATASETS, RareClassBatches, batches_of, open_dataset, training_batches, training_probabilities
+from data import DATASETS, open_dataset, training_batches, training_probabilities
 from discriminator import BACKBONES, CONDITIONINGS, STRIDES, Discriminator
 from generator import Generator, z_of_seed
 from losses import (ContrastiveFeatures, class_weights, contrastive_loss, discriminator_loss, diversity_loss,
@@ -42,8 +42,8 @@ from support.optimisation import (clip, compile_networks, refresh_ema, set_lr, t
                                   update_spectral_norms)
 from support.options import (AT_LEAST_0, COUNT, POSITIVE, SHARE, WEIGHT, add_data_options, add_training_options,
                              check_sides, first_look, new_parser, parse_training)
-from support.ranks import (average_gradients, count_classes, parts_of, rank_0_first, setup_ranks, share, split_batch,
-                           synchronise_batch_norm, with_noise)
+from support.ranks import (Ranks, average_gradients, count_classes, parts_of, rank_0_first, setup_ranks, share,
+                           split_batch, synchronise_batch_norm, with_noise)
 from support.weights import LITE, build_frozen, find_weights, needed_weights, pretrain_backbone, self_trained_file
 
 # The paper's numbers (Sec. 4.1) and, where it is silent, our choices (docs/departures.md).
@@ -72,7 +72,7 @@ SMALL_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_chan
                        padding="reflect")  # the networks of toy and laptop
 SMALL_DISCRIMINATOR = dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32)
 SMALL_CONTRASTIVE = dict(vgg_share=0.25, width=64)
-PRETRAIN_STEPS, PRETRAIN_BATCH = 150, 32  # --backbone-weights self
+PRETRAIN_STEPS, PRETRAIN_BATCH = 300, 32  # --backbone-weights self
 EMA_BATCHES, STRIP_ROWS = 16, 6  # training batches that give the average its batch-norm statistics; rows of strip.png
 
 
@@ -131,7 +131,7 @@ def loop(args, system, run, ranks, stopping, done):
     stopping: a ranks.StopOnSignals. -> the signal that ended the loop, or 0."""
     G, D, P, ema, device, dataset, C = run.G, run.D, run.P, run.ema, ranks.device, run.dataset, len(run.dataset.classes)
     G_parameters, D_parameters = trained_parameters(G, P), trained_parameters(D)  # without backbone and VGG
-    nets, (_, micro, accumulation) = {"G": G, "D": D, "P": P}, split_batch(args, ranks)
+    nets, (micro, accumulation) = {"G": G, "D": D, "P": P}, split_batch(args, ranks)
     draws = runs.draws_of(args)  # other ones after a rollback
     loader = training_batches(dataset, run.probabilities, done, args.steps, draws, ranks)
     history, for_statistics, speed = [], [], profile.Speed(nets, args, ranks)
@@ -215,7 +215,7 @@ def loop(args, system, run, ranks, stopping, done):
 
 def look(run, step, due, for_statistics, args, ranks):
     """Picture, score and kept average, where they are due. for_statistics: a list for what is read once and kept."""
-    G, ema, micro, scores = run.G, run.ema, split_batch(args, ranks)[1], {}
+    G, ema, micro, scores = run.G, run.ema, split_batch(args, ranks)[0], {}
     if due & {"picture", "score", "average"}:  # the average is about to be used: its batch-norm statistics are measured
         if not for_statistics:
             batches = training_batches(run.dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
@@ -234,14 +234,14 @@ def look(run, step, due, for_statistics, args, ranks):
 # --------------------------------------------------------------------------------------- before the loop
 
 # The functions in which DP-SIMS and the baselines differ, and the options that a resumed run cannot change.
-System = namedtuple("System", ("title", "build_networks", "draw_noise", "weigh", "generator_losses",
-                               "discriminator_losses", "fixed_options"))
+System = namedtuple(
+    "System", "title build_networks draw_noise weigh generator_losses discriminator_losses fixed_options")
 
 
 def train(args, system):
     """Everything that main does, on every rank -> the exit code. Raises InputError."""
-    ranks = setup_ranks(args.device)
-    micro = split_batch(args, ranks)[1]
+    ranks = setup_ranks(args.device, fast=True)
+    micro, _ = split_batch(args, ranks)
     if args.lambda_d > 0 and micro % args.diversity_every:
         raise InputError(f"--diversity-every {args.diversity_every}: the pictures in memory at once, {micro}, must be "
                          f"a multiple of it; give 1, or another --micro-batch-size")
@@ -286,7 +286,7 @@ def weigh(label_counts, unknown, args):
 
 def build_networks(args, dataset, probabilities, folder, ranks):
     """-> G, D, P, the name of G's architecture and G's options. Raises InputError for weights that do not fit."""
-    check_sides(args.image_size, STRIDES[-1], split_batch(args, ranks)[1] * ranks.world)
+    check_sides(args.image_size, STRIDES[-1], split_batch(args, ranks)[0] * ranks.world)
     torch.manual_seed(args.seed)
     G, options = build_generator(args, dataset)
     D = build_discriminator(args, dataset, probabilities, folder, ranks)
@@ -305,26 +305,26 @@ def build_discriminator(args, dataset, probabilities, folder, ranks):
     widths = {} if args.preset == "paper" else SMALL_DISCRIMINATOR
     if weights == "self":
         key = dataset.fingerprint(), dataset.classes, args.seed, *args.image_size
-        weights = str(self_trained_file(folder, args.backbone, *key))
-        rank_0_first(lambda: pretrain(args, dataset, probabilities, Path(weights), ranks), ranks)
-    return rank_0_first(lambda: build_frozen(
-        lambda: Discriminator(C, args.backbone, weights, seed=args.seed, conditioning=args.conditioning, **widths),
-        args.backbone, args.backbone_weights, "--backbone-weights"), ranks)
+        weights = self_trained_file(folder, args.backbone, *key)
+        rank_0_first(lambda: pretrain(args, dataset, probabilities, weights, ranks), ranks)
+    return build_frozen(
+        lambda: Discriminator(C, args.backbone, str(weights), seed=args.seed, conditioning=args.conditioning, **widths),
+        args.backbone, args.backbone_weights, "--backbone-weights", ranks)
 
 
 def build_contrastive(args, ranks):
     """The features of Eq. 5, or None without it. Raises InputError for weights that do not fit."""
     options = {} if args.preset == "paper" else SMALL_CONTRASTIVE
-    return None if args.lambda_c == 0 else rank_0_first(lambda: build_frozen(
+    return None if args.lambda_c == 0 else build_frozen(
         lambda: ContrastiveFeatures(args.vgg_weights, seed=args.seed, network=args.contrastive_features, **options),
-        args.contrastive_features, args.vgg_weights, "--vgg-weights"), ranks)
+        args.contrastive_features, args.vgg_weights, "--vgg-weights", ranks)
 
 
 def pretrain(args, dataset, probabilities, path, ranks):
     """--backbone-weights self: the backbone learns which classes a picture contains, unless `path` is there."""
-    sampler = RareClassBatches(probabilities, PRETRAIN_BATCH, 0, PRETRAIN_STEPS, args.seed)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers)
-    pretrain_backbone(args.backbone, len(dataset.classes), batches_of(loader), PRETRAIN_STEPS, path, args.seed, ranks,
+    own = Namespace(**{**vars(args), "batch_size": PRETRAIN_BATCH})
+    batches = training_batches(dataset, probabilities, 0, PRETRAIN_STEPS, own, Ranks(ranks.device))
+    pretrain_backbone(args.backbone, len(dataset.classes), batches, PRETRAIN_STEPS, path, args.seed, ranks,
                       args.amp == "bf16")
 
 

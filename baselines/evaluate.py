@@ -3,8 +3,7 @@ import sys
 
 from baselines.train import GENERATORS
 from evaluate import main
-from sample import GENERATORS as OWN
 from support.errors import run_script
 
 if __name__ == "__main__":
-    run_script("baselines.evaluate", lambda: main(sys.argv[1:], {**OWN, **GENERATORS}))
+    run_script("baselines.evaluate", lambda: main(sys.argv[1:], GENERATORS))

@@ -3,8 +3,7 @@ import sys
 
 from baselines.train import GENERATORS
 from sample import main
-from sample import GENERATORS as OWN
 from support.errors import run_script
 
 if __name__ == "__main__":
-    run_script("baselines.sample", lambda: main(sys.argv[1:], {**OWN, **GENERATORS}))
+    run_script("baselines.sample", lambda: main(sys.argv[1:], GENERATORS))

@@ -50,7 +50,7 @@ def train_sick(number, options=()):
     changed = sickness(number)
     if args.backbone_weights == "self":  # once for all runs, and before anything is sick
         args.backbone_weights = f"{RUNS}/backbone.pt"
-        ranks = setup_ranks(args.device)
+        ranks = setup_ranks(args.device, fast=True)
         dataset, _, _, probabilities = train.open_run(args, ranks)
         train.pretrain(args, dataset, probabilities, Path(args.backbone_weights), ranks)
     with put_in(changed):

@@ -81,7 +81,8 @@ def score_latency(G, label_map, z, offsets, compiled, ranks):
             found["memory_gib"] = peak_memory(device)
             found["throughput"] = [best_throughput(runner, G, precision, device) for precision in ("fp32", "bf16")]
     torch.compiler.reset()
-    memory_of = "one picture, of the device" if device.type == "cuda" else "of the whole process"
+    memory_of = ("one picture, of the device, with the networks of the other --metrics" if device.type == "cuda"
+                 else "of the whole process")
     return {**found, "memory_of": memory_of, "device": where, "protocol":
             f"latency: {where}, torch {torch.__version__}; one picture of {H}x{W} (height x width), mean and standard "
             f"deviation of {RUNS} runs after {WARM_UP} of warm-up, from a label map on the device to a picture on it; "

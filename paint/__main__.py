@@ -12,12 +12,9 @@ import os
 import sys
 import webbrowser
 
-import torch
-
 from baselines.train import GENERATORS
 from data import DATASETS
 from paint.server import Model, Server
-from sample import GENERATORS as OWN
 from sample import load_generator, open_fitting
 from support.errors import InputError, run_script
 from support.options import new_parser, number
@@ -41,9 +38,8 @@ def parse_options(argv):
 def open_model(args):
     """The generator, and the validation maps where there are any. Raises InputError where something does not fit."""
     device = setup_ranks(args.device).device
-    torch.set_float32_matmul_precision("highest")  # as sample.py draws
     try:
-        G, checkpoint = load_generator(args.checkpoint, device, {**OWN, **GENERATORS})
+        G, checkpoint = load_generator(args.checkpoint, device, GENERATORS)
     except InputError as error:
         if "a generator of iidm" in str(error):
             raise InputError(f"{args.checkpoint}: IIDM takes a hundred steps for a picture, which cannot follow a "

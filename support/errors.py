@@ -10,6 +10,9 @@ REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACC
             **dict.fromkeys((errno.EMFILE, errno.ENFILE), HANDLES),
             errno.EISDIR: "a folder is in the way; move it away, and run the same command again"}
 
+# of torch, on a CPU and on CUDA; any other RuntimeError keeps its trace
+OUT_OF_MEMORY = "^OutOfMemoryError|can't allocate memory|CUDA error: out of memory|ALLOC_FAILED"
+
 
 class InputError(Exception):
     """Something of the user's does not fit. The message is one line: what, where, and the remedy."""
@@ -45,7 +48,7 @@ def run_script(name, main):
     except InputError as error:
         text = str(error)
     except (RuntimeError, MemoryError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, f"{type(error).__name__}: {error}"):
             raise
         text = ("the device is out of memory; lower --image-size, or in training --micro-batch-size (images per rank "
                 "at once; the batch stays the same), elsewhere --batch-size")

@@ -29,7 +29,8 @@ def gradient_norms(terms, image, features):
         if term.requires_grad:
             by = torch.autograd.grad(term, (image, features), retain_graph=True, allow_unused=True)
         for where, g in zip(("image", "features"), by):
-            if (name, where) != ("diversity", "image"):  # Eq. 6 does not reach the image
+            # What one term cannot reach is left out: the image from Eq. 6; with --compile, G^f from the image.
+            if (name, where) != ("diversity", "image") and (g is not None or not any(map(torch.is_tensor, by))):
                 norms[f"{name}_gradient_{where}"] = image.new_zeros(()) if g is None else g.float().norm()
     return norms
 
@@ -126,7 +127,7 @@ def describe(G, D, P, args):
 
 def banner(title, lines, args, ranks, run, done, images):
     """title, (name, text) lines of the system, and what every system has in common."""
-    _, micro, accumulation = split_batch(args, ranks)
+    micro, accumulation = split_batch(args, ranks)
     precision = "bf16 autocast" if args.amp == "bf16" else "float32"
     lines = [("device", f"{ranks.device} ({ranks.device_name()}), {ranks.world} ranks, precision {precision}"),
              ("batch", f"{args.batch_size} = {ranks.world} ranks x {micro} images x {accumulation} accumulated"),

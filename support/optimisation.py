@@ -1,5 +1,6 @@
 """Around the optimisers (Sec. 4.1): learning rate, clipping, compiling, and the averaged generator."""
 import torch
+import torch._functorch.config
 import torch.nn as nn
 from torch.nn.utils.parametrize import is_parametrized
 

@@ -146,7 +146,8 @@ def parse_training(parser, argv):
     args = parser.parse_args(argv)
     if args.amp == "auto":
         gpu = args.device != "cpu" and torch.cuda.is_available()
-        has_bf16 = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
+        has_bf16 = (torch.cuda.is_bf16_supported(including_emulation=False) if gpu
+                    else torch.cpu._is_avx512_bf16_supported())
         args.amp = "bf16" if has_bf16 else "off"
     start, end = args.lr_decay_steps = list(args.lr_decay_steps)
     if not (start == end == 0 or start < end):

@@ -41,8 +41,11 @@ class Ranks(NamedTuple):
                 else f"{torch.get_num_threads()} CPU threads")
 
 
-def setup_ranks(device):
-    """-> Ranks. One process, or as many as torchrun started (RANK, WORLD_SIZE in the environment)."""
+def setup_ranks(device, fast=False):
+    """-> Ranks. One process, or as many as torchrun started (RANK, WORLD_SIZE in the environment).
+
+    fast: for training, TF32 where autocast is off, and cuDNN's choice of algorithms. Pictures and scores are without.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -51,8 +54,8 @@ def setup_ranks(device):
     if device == "cuda":
         device = f"cuda:{local_rank}"  # TRAP: local rank, or two nodes share a device
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high" if fast else "highest")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = fast
     else:
         torch.set_num_threads(max(1, cores() // local_world))
     if world > 1:
@@ -153,7 +156,7 @@ def synchronise_batch_norm(net, ranks):
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             continue
-        if ranks.device.type == "cuda":  # it waits for the device once a layer; not measured
+        if ranks.device.type == "cuda":  # it waits for the device three times a layer, and --compile breaks there
             setattr(net, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
             continue
         for module in part.modules():
@@ -163,13 +166,13 @@ def synchronise_batch_norm(net, ranks):
 
 
 def split_batch(args, ranks):
-    """-> (images per rank, images per rank at once, how often to accumulate). Raises InputError."""
+    """-> (images per rank at once, how often to accumulate). Raises InputError."""
     per_rank = args.batch_size // ranks.world
     micro = args.micro_batch_size or per_rank
     if args.batch_size % ranks.world or per_rank % micro:
         raise InputError(f"--batch-size {args.batch_size} must split evenly over {ranks.world} ranks and into micro-"
                          f"batches of {micro}; choose a multiple of {ranks.world * micro}")
-    return per_rank, micro, per_rank // micro
+    return micro, per_rank // micro
 
 
 def share(noise, ranks):

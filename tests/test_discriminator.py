@@ -171,7 +171,7 @@ def test_a_file_that_does_not_fit_raises_value_error_and_gets_one_line(tmp_path,
     with pytest.raises(ValueError, match=re.escape(str(file))):
         frozen(name, str(file))
     with pytest.raises(InputError, match=f"--weights {re.escape(str(file))}: .*torchvision's {name}") as error:
-        build_frozen(lambda: frozen(name, str(file)), name, str(file), "--weights")
+        build_frozen(lambda: frozen(name, str(file)), name, str(file), "--weights", Ranks(torch.device("cpu")))
     assert "\n" not in str(error.value), f"the message has more than one line: {error.value}"
 
 

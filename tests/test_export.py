@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory):
 
 
 def run(checkpoint, *arguments):
-    sample.main(["--checkpoint", str(checkpoint), *map(str, arguments)], {**sample.GENERATORS, **GENERATORS})
+    sample.main(["--checkpoint", str(checkpoint), *map(str, arguments)], GENERATORS)
 
 
 def test_pt2_draws_the_picture_of_sample_at_other_sizes_too(checkpoint, tmp_path, capsys):

@@ -209,7 +209,7 @@ def test_a_damaged_latest_costs_one_interval_and_is_said(kept, tmp_path, capsys)
 
 def test_damaged_weights_are_refused_and_the_runs_own_made_again(tmp_path, monkeypatch, capsys):
     """What is built after them starts the same, whether they were made or found."""
-    file, batch = tmp_path / "backbone.pt", {"image": torch.zeros(3, 8, 8), "label_map": torch.zeros(8, 8)}
+    file, batch = tmp_path / "backbone.pt", {"real": torch.zeros(3, 8, 8), "label_map": torch.zeros(8, 8).long()}
     loader = torch.utils.data.DataLoader([batch, batch], 2)  # draws a random number
     monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: nn.Sequential(
         nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))

@@ -102,7 +102,7 @@ def test_the_picture_is_sample_pys(checkpoint, tmp_path, name):
         options, file = dict(num_classes=11, widths=(16, 16, 8), **SIZES[name]), tmp_path / "ema.pt"
         torch.save({**torch.load(checkpoint, weights_only=True), "architecture": name, "generator": options,
                     "ema": GENERATORS[name](**options).state_dict()}, file)
-    G, _ = sample.load_generator(file, "cpu", {**sample.GENERATORS, **GENERATORS})
+    G, _ = sample.load_generator(file, "cpu", GENERATORS)
     labels, ids = toy.toy_layout(toy.TOY_SEED, toy.TOY_TRAIN, *SIZE)
     offsets = torch.from_numpy(offset_maps(ids))[None] if G.offset_channels else None
     z = {0: z_of_seed(3, G.z_dim), 0.25: sample.mix(z_of_seed(3, G.z_dim), z_of_seed(4, G.z_dim), 0.25)}

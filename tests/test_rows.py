@@ -20,7 +20,7 @@ from data import open_dataset
 from discriminator import MIXING_WIDTHS, Discriminator
 from generator import CrossAttention, Generator, SelfAttention
 from metrics import fid, segmentation
-from sample import GENERATORS, generate, load_generator
+from sample import generate, load_generator
 from support.errors import InputError
 from support.ranks import setup_ranks
 from tables import compare
@@ -29,7 +29,6 @@ from test_iidm_runs import TINY as IIDM_TINY
 from test_train import SMALL, same_run, small  # noqa: F401
 
 TINY = [*SMALL, "--batch-size", "2", "--diversity-every", "2"]
-ALL_GENERATORS = {**GENERATORS, **baselines.GENERATORS}
 
 
 def built_once(build):
@@ -109,12 +108,12 @@ def test_every_row_trains_resumes_samples_and_scores(row, tmp_path, capsys):
     assert {name for name in found if log[0][name] == 0} == zero, "losses that reach nobody"
     assert log[0]["D"] == pytest.approx(sum(log[0][name] for name in found if name[0] == "D"), rel=1e-5)
 
-    G, checkpoint = load_generator(file, generators=ALL_GENERATORS)
+    G, checkpoint = load_generator(file, generators=baselines.GENERATORS)
     offsets = torch.zeros(1, 2, 32, 32) if checkpoint["generator"]["offset_channels"] else None
     picture = generate(G, torch.zeros(1, 32, 32, dtype=torch.int64), offsets, torch.zeros(1, G.z_dim), "cpu")
     assert picture.shape == (1, 32, 32, 3)
     options = ["--checkpoint", str(file), "--metrics", "fid", "--count", "3", "--device", "cpu"]
-    assert evaluate.evaluate(evaluate.parse_options(options), ALL_GENERATORS)["fid"]["value"] > 0
+    assert evaluate.evaluate(evaluate.parse_options(options), baselines.GENERATORS)["fid"]["value"] > 0
     if row in ("dpgan-table4a-dpgan-dpgan", "table5-bn-ccm-csm"):
         train.train(*of_row(row, "--steps", 2, "--output-dir", tmp_path / "whole"))
         same_run(tmp_path, tmp_path / "whole")
@@ -255,7 +254,7 @@ def test_timm_is_optional(tmp_path, monkeypatch):
         train.train(*of_row("table6-dp-sims", "--backbone", "timm:resnet10t", "--output-dir", tmp_path))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet10t", "timm:swin_tiny_patch4_window7_224"])
 def test_the_backbone_is_pretrained_once_and_its_file_serves_another_run(name, tmp_path, monkeypatch):
     if name.startswith("timm:"):
         pytest.importorskip("timm")
@@ -269,7 +268,8 @@ def test_the_backbone_is_pretrained_once_and_its_file_serves_another_run(name, t
                         "--output-dir", tmp_path / "other"))
     learnt = load(file)
     backbone, start = (Discriminator(5, name, weights).backbone.state_dict() for weights in (str(file), "random"))
-    first = next(k for k in backbone if k.endswith(("conv1.weight", "conv1.0.weight")) or "stages.0.0.0" in k)
+    first = next(k for k in backbone if k.endswith(("conv1.weight", "conv1.0.weight", "embed.proj.weight"))
+                 or "stages.0.0.0" in k)
     assert any(torch.equal(backbone[first], t) for t in learnt.values()), "the file's weights"
     assert not torch.equal(backbone[first], start[first]), "and not those of the start"
 
@@ -279,7 +279,7 @@ def test_the_backbone_is_pretrained_once_and_its_file_serves_another_run(name, t
 def test_compare_trains_and_scores_rows_side_by_side_and_goes_on(tmp_path, monkeypatch):
     """A GAN and two rows of IIDM, one seed; then one seed more, for which only the new runs are made."""
     made, out = [], tmp_path / "out"
-    evaluate_any = functools.partial(evaluate.main, generators=ALL_GENERATORS)
+    evaluate_any = functools.partial(evaluate.main, generators=baselines.GENERATORS)
     mains = {"evaluate.py": evaluate.main, "baselines.evaluate": evaluate_any,
              "baselines.iidm.sample": iidm_sample.main, "baselines.iidm.scores": iidm_scores.main,
              "baselines.iidm.train": lambda argv: iidm_train.train(iidm_train.parse_options(argv))}

@@ -16,7 +16,7 @@ from support.errors import InputError
 from tables import scale
 from test_train import ROOT, load, options, small, start  # noqa: F401
 
-PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+PAGE, README = ((ROOT / file).read_text(encoding="utf-8") for file in ("docs/scale.md", "README.md"))
 TOY = "--dataset toy --backbone-weights random --vgg-weights random --image-size 64 --batch-size 4"
 DATA = SimpleNamespace(classes=range(11), has_instances=True)
 
@@ -52,12 +52,26 @@ def test_the_page_says_what_the_command_prints_and_the_backbone_is_the_papers(ca
     scale.report(*scale.parse_options("--dataset ade20k --micro-batch-size 8".split()))
     printed = capsys.readouterr().out.splitlines()
     memory = next(line for line in printed if line.startswith("| GiB")).split("|")[2].strip()
-    row = next(line for line in PAGE.splitlines() if line.startswith("| ADE20K | ") and "GiB" in line)
+    row = next(line for line in README.splitlines() if line.startswith("| ADE20K, 256x256 | "))
     assert f"{memory} GiB" in row
     for line in printed:
         assert line in PAGE or line.startswith(("| GiB", "| pictures at once")), line
     forward = float(next(line for line in printed if line.startswith("| backbone on real")).split("|")[2])
     assert forward == pytest.approx(2 * 34.4 * (256 / 224) ** 2, rel=0.01)
+
+
+def test_cudas_autocast_leaves_no_feature_map_in_float32():
+    """It resizes in float32. All that a convolution of G and of D's decoder reads from another one is bf16 again."""
+    args, found = train.parse_options(["--dataset", "toy", "--backbone-weights", "random"]), {}
+    with scale.fake_cuda():
+        G, D, _, batch = scale.build(args, DATA, 2, "cuda")
+        for name, net in {"G": G.blocks, "D": D.decoder}.items():
+            for i, block in enumerate(net):
+                block.register_forward_pre_hook(
+                    lambda _, inputs, key=(name, i): found.__setitem__(key, [x.dtype for x in inputs]))
+        D(G(batch["label_map"], batch["z_1"], batch.get("offsets")))
+    assert len(found) == 4 + 5 and set(sum((found["G", i] for i in range(4)), [])) == {torch.bfloat16}
+    assert found["D", 3] == found["D", 4] == [torch.bfloat16]  # the others also read conditioned features, in float32
 
 
 def test_the_pages_commands_and_bad_options():

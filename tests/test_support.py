@@ -5,11 +5,14 @@ import errno
 import pytest
 import torch
 
+import train
 from conftest import call
 from generator import Generator
 from support import checkpoints
 from support.errors import InputError, run_script
+from support.logs import gradient_norms
 from support.optimisation import lr_factor, refresh_ema, update_ema
+from support.ranks import setup_ranks
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -103,6 +106,8 @@ def test_bad_input_of_every_script_is_one_line_and_exit_code_2(command, message,
     (InputError("no such file"), 2, "train.py: no such file"),
     (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device; what was saved before is whole."),
     (torch.OutOfMemoryError("..."), 2, "train.py: the device is out of memory; lower --image-size"),
+    (RuntimeError("CUDA error: out of memory"), 2, "train.py: the device is out of memory; lower --image-size"),
+    (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), 2, "train.py: the device is out of memory; lower --image-size"),
     (KeyboardInterrupt(), 130, ""),
 ])
 def test_a_script_ends_with_an_exit_code_and_at_most_one_line(capsys, error, code, message):
@@ -112,3 +117,48 @@ def test_a_script_ends_with_an_exit_code_and_at_most_one_line(capsys, error, cod
         run_script("train.py", main)
     found = capsys.readouterr().err
     assert end.value.code == code and message in found and len(found.splitlines()) == bool(message)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, RecursionError, torch.distributed.DistError,
+                                  getattr(torch, "AcceleratorError", RuntimeError)])
+def test_what_is_a_fault_of_the_code_or_the_device_keeps_its_trace(kind):
+    def main():
+        raise kind("CUDA error: device-side assert triggered")
+    with pytest.raises(kind, match="device-side assert"):
+        run_script("train.py", main)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_only_training_has_tf32_and_the_fastest_algorithms(fast, monkeypatch):
+    """cuDNN has a switch of its own: without it, the convolutions of "float32" pictures are TF32."""
+    backends = torch.backends.cudnn
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    before = torch.get_float32_matmul_precision(), backends.allow_tf32, backends.benchmark
+    try:
+        setup_ranks("cuda", fast)
+        found = torch.get_float32_matmul_precision(), backends.allow_tf32, backends.benchmark
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        backends.allow_tf32, backends.benchmark = before[1:]
+    assert found == (("high", True, True) if fast else ("highest", False, False))
+
+
+def test_amp_auto_takes_bf16_only_from_a_gpu_that_has_it(monkeypatch):
+    """Older GPUs emulate it: torch says yes for them, unless it is asked for the hardware."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert train.parse_options([]).amp == "off"
+
+
+def test_a_gradient_that_no_graph_has_is_left_out_of_the_log():
+    """A compiled G is one node with two results, picture and G^f: nothing leads from the one to the other."""
+    weight = torch.ones(3, requires_grad=True)
+    features = 2 * weight
+    eager, compiled = 3 * features, 6 * weight
+    norms = [{name: norm.item() for name, norm in gradient_norms({"gan": term}, image, features).items()}
+             for term, image in ((eager.sum(), eager), (compiled.sum(), compiled), (eager.sum().detach(), eager))]
+    root = pytest.approx(3 ** 0.5)
+    assert norms[0] == {"gan_gradient_image": root, "gan_gradient_features": pytest.approx(27 ** 0.5)}
+    assert norms[1] == {"gan_gradient_image": root}
+    assert norms[2] == {"gan_gradient_image": 0, "gan_gradient_features": 0}  # as of a term that is detached

@@ -55,7 +55,6 @@ def main(argv):
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
     ranks = setup_ranks(args.device)
-    torch.set_float32_matmul_precision("highest")
     model, checkpoint = load_model(args.checkpoint, None, ranks.device)
     against, other = load_generator(args.against, ranks.device) if args.against else (None, checkpoint)
     (H, W), classes = checkpoint["image_size"], checkpoint["classes"]

@@ -215,7 +215,6 @@ def write_for_scores(model, maps, read, args, ranks):
 def main(argv):
     args = parse_options(argv)
     ranks = setup_ranks(args.device)
-    torch.set_float32_matmul_precision("highest")
     model, checkpoint = load_model(args.checkpoint, args.ensemble, ranks.device)
     if args.guidance != 1 and not checkpoint["run"]["mask_dropout"]:
         raise InputError(f"--guidance {args.guidance:g}: {args.checkpoint} was never shown a picture without its label "

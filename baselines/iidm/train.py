@@ -44,7 +44,7 @@ STRIP_DDIM_STEPS = 25  # of the pictures on the way
 
 def train(args):
     """What the loop needs before it starts, and the loop, on every rank -> the exit code. Raises InputError."""
-    ranks = setup_ranks(args.device)
+    ranks = setup_ranks(args.device, fast=True)
     split_batch(args, ranks)  # raises InputError before anything is written
     dataset, validation, folder, probabilities = open_run(args, ranks)
     model, options = build_model(args, len(dataset.classes))
@@ -72,7 +72,7 @@ def loop(args, run, ranks, stopping, done):
 
     stopping: a ranks.StopOnSignals. -> the signal that ended the loop, or 0."""
     model, ema, dataset, A, (H, W) = run.G, run.ema, run.dataset, args.autoencoder_steps, args.image_size
-    _, micro, accumulation = split_batch(args, ranks)
+    micro, accumulation = split_batch(args, ranks)
     draws = runs.draws_of(args)  # other ones after a rollback
     loader = training_batches(dataset, run.probabilities, done, args.steps, draws, ranks)
     log = []
