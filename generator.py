@@ -320,8 +320,8 @@ class Generator(nn.Module):
             y = F.interpolate(y, size=h_i.shape[2:], mode="nearest").to(y.dtype)              # (B, widths[i], H', W')
             # "concatenated with a resized version of the ultimate map h_L". PAPER: how it is resized, and how the
             # picture grows, is not said. / HERE: bilinear, and nearest x2. / WHY: as DP-GAN's code.
-            resized = F.interpolate(h_L, size=h_i.shape[2:], mode="bilinear", align_corners=False)
-            y = block(y, torch.cat([h_i, resized.to(h_i.dtype)], dim=1))  # (B, widths[i + 1], H', W')
+            resized = F.interpolate(h_L, size=h_i.shape[2:], mode="bilinear", align_corners=False).to(h_i.dtype)
+            y = block(y, torch.cat([h_i, resized], dim=1))                # (B, widths[i + 1], H', W')
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
         image = torch.tanh(self.to_image(features).float())               # g   (B, 3, H, W)
         return (image, features) if return_features else image

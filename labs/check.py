@@ -137,7 +137,7 @@ def saying_both(compare, message):
             compare(actual, expected, *args, **options)
         except AssertionError as error:
             what = first_line(error) if callable(options.get(message)) else first_line(options.get(message) or "")
-            both = actual, expected
+            what, both = what or "the result", (actual, expected)
             if all(isinstance(t, torch.Tensor) for t in both) and actual.dtype != expected.dtype:
                 raise AssertionError(f"{what}: dtype {expected.dtype} was expected, {actual.dtype} came") from None
             a, e = (np.asarray(t.detach() if isinstance(t, torch.Tensor) else t, dtype=np.float64) for t in both)
@@ -146,7 +146,9 @@ def saying_both(compare, message):
             apart = np.nan_to_num(np.abs(a - e), nan=np.inf)
             at = np.unravel_index(apart.argmax(), apart.shape)
             place = f" at [{', '.join(map(str, map(int, at)))}]" if at else ""
-            raise AssertionError(f"{what}: {e[at]:.4g} was expected{place}, {a[at]:.4g} came") from None
+            digits = next((n for n in (4, 8, 12) if f"{e[at]:.{n}g}" != f"{a[at]:.{n}g}"), 17)
+            mine, right = f"{a[at]:.{digits}g}", f"{e[at]:.{digits}g}"
+            raise AssertionError(f"{what}: {right} was expected{place}, {mine} came") from None
     return compared
 
 
@@ -155,7 +157,8 @@ def text_of(error, returned, gives):
         return "the function returned None: is a `return` missing?"
     if isinstance(error, AssertionError):
         return first_line(error)
-    after = f"; the function had returned {returned[0]}" if returned and returned[0] != "nothing yet" else ""
+    gave = returned and returned[0] not in ("nothing yet", "None")
+    after = f"; the function had returned {returned[0]}" if gave else ""
     return f"{one_line(error)}{after}"
 
 

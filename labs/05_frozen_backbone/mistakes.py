@@ -19,7 +19,7 @@ MISTAKES = {
         ("without the mean", " - self.mean", ""),
         ("when the picture is detached: G would learn nothing from the features", "(image + 1)",
          "(image.detach() + 1)"),
-        ("when every stage reads the picture", "x = stage(x)\n                features.append(x)",
+        ("when every stage reads the picture", "x = stage(x)\n            features.append(x)",
          "features.append(stage(x))"),
         ("with the last features alone", "for f in features]", "for f in features[-1:]]"),
         ("when channels that come last stay there", "f.permute(0, 3, 1, 2) if self.channels_come_last else f", "f"),

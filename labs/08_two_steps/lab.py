@@ -66,7 +66,8 @@ def refresh_ema(ema, G, batches):
 
 
 def save(run, step, args, ranks):
-    """Write run.folder / "latest.pt": all that the next step depends on, to go on bit for bit. -> None. Rank 0 alone.
+    """Write run.folder / "latest.pt": all that the next step depends on, to go on bit for bit. -> None.
+    Rank 0 (ranks.rank == 0) writes alone.
 
     A dict with
         "step": step, "identity": run.identity, "options": vars(args), "files": support.runs.files_of(run.dataset)

@@ -78,12 +78,17 @@ def each_network_moves_by_its_own_gradient(two_steps):
 
 def only_the_trained_part_of_d_asks_for_gradients(two_steps):
     G, D, parts = tiny()
-    seen = []
+    seen, kept = [], []
 
     def watched(G, D, part):
         seen.append([p.requires_grad for p in D.parameters()])
         return generator_losses(G, D, part)
-    two_steps(watched, discriminator_losses, G, D, sgd(G), sgd(D), parts)
+
+    def detached(D, part, image):
+        kept.append(image.requires_grad)
+        return discriminator_losses(D, part, image.detach())
+    two_steps(watched, detached, G, D, sgd(G), sgd(D), parts)
+    assert not any(kept), "in (2) the picture still leads back into G: .detach() was expected"
     assert len(seen) == len(parts), f"G draws each part once: {len(parts)} calls were expected, {len(seen)} came"
     assert not sum(seen, []).count(True), "in (1) no weight of D needs a gradient: requires_grad False was expected"
     after = [p.requires_grad for p in D.backbone.parameters()], [p.requires_grad for p in D.head.parameters()]
@@ -126,7 +131,7 @@ def an_average(batch_count):
     G = TinyG()
     for _ in range(5):
         G(torch.zeros(2, 4, 4, dtype=torch.long), torch.randn(2, 3), None)
-    ema = copy.deepcopy(G).requires_grad_(False)
+    ema = copy.deepcopy(G).requires_grad_(False).eval()  # as it is from its second use on
     for vector in (ema.conv.parametrizations.weight[0]._u, ema.conv.parametrizations.weight[0]._v):
         vector.copy_(F.normalize(torch.randn(len(vector)), dim=0))
     ema.norm.running_mean += 5
@@ -264,8 +269,8 @@ def other_ranks_write_nothing(save, folder):
 TASKS = [
     Task("trained_parameters", "support.optimisation.trained_parameters", "Sec. 3.1, \"frozen\", and Sec. 4.1",
          [what_is_frozen_is_left_out]),
-    Task("two_steps", None, "Sec. 3.3, and train.py:loop", [each_network_moves_by_its_own_gradient,
-                                                             only_the_trained_part_of_d_asks_for_gradients]),
+    Task("two_steps", None, "Sec. 3.3, and train.py:loop", [only_the_trained_part_of_d_asks_for_gradients,
+                                                             each_network_moves_by_its_own_gradient]),
     Task("update_ema", "support.optimisation.update_ema", "Sec. 4.1, \"exponential moving average\"",
          ["test_support.py::test_ema_is_the_running_average_with_warm_up", only_the_averages_parameters_change]),
     Task("refresh_ema", "support.optimisation.refresh_ema", "the handout, \"Its batch-norm statistics\"",

@@ -55,8 +55,9 @@ def confusions(predicted, truth, K):
 
         result[b, t, p] = pixels of picture b that are class t and are taken for class p
 
-    truth is -1 where a pixel is not scored (unlabelled): it is left out. predicted is K, the last column, where the
-    segmenter says something that is none of the K scored classes: that pixel is a miss of the class it lies on.
+    truth is -1 where a pixel is not scored (unlabelled): it is left out (as an index, -1 is the last class).
+    predicted is K, the last column, where the segmenter says something that is none of the K scored classes: that pixel
+    is a miss of the class it lies on.
     """
     raise NotImplementedError("mIoU: pixels by truth (rows) and prediction (columns)")
 

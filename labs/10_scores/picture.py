@@ -76,6 +76,6 @@ if __name__ == "__main__":
         to_real, to_first = (fid.frechet_distance(*gaussian(f), *other) for other in (real, gaussian(first)))
         print(f"{len(f):5d} pictures, {copy:8}: {to_real:.2f}; to the same ones as drawn {to_first:.2f}", flush=True)
         columns[f"{copy}: {to_real:.1f}"] = np.stack([read(i) for i in SHOWN])
-    file = Path(__file__).with_name("picture.png")
+    file = Path(__file__).with_name("picture.png" if count == 2000 else f"picture_{count}.png")
     draw_columns(columns, file)
     print(file)

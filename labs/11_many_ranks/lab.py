@@ -44,7 +44,7 @@ def draws(sampler):
     The batch of step s, counted from 0, is the draws  s B ... s B + B - 1.  Rank r begins with  s B + r B / world.
 
     sampler.p           (N,) probability of each picture       sampler.batch_size   B, of all ranks together
-    sampler.steps       the steps to go through                sampler.per_rank     B / world
+    sampler.steps       a range, of the steps to go through    sampler.per_rank     B / world
     sampler.rank, .seed
     """
     raise NotImplementedError("Sec. 4.1: the draws of a step, split over ranks")
@@ -71,7 +71,7 @@ def batch_norm(norm, x):
     """A batch norm whose batch is that of all ranks. x (B / world, C, H, W) float32 -> the same shape
 
         mean = sum of x / n        variance = sum of (x - mean)^2 / n        n = all pixels of all ranks, B H W
-        y = (x - mean) / sqrt(variance + eps) * weight + bias
+        y = (x - mean) / sqrt(variance + eps) * weight + bias              (sum n over the ranks, too)
 
     support.ranks.SumOverRanks.apply(t) gives the sum over the ranks of a tensor, and lets the gradient through: x has
     an effect on the other ranks' outputs, too, by way of mean and variance. dist.all_reduce would not.

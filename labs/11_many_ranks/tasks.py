@@ -93,12 +93,13 @@ def its_output_is_that_of_the_whole_batch(batch_norm):
     same(torch.cat(parts), expected, "y")
 
 
+FORMULA = load(Path(__file__).parents[1] / "02_rare_classes" / "tasks.py").draws_are_the_documented_sequence
 DRAWS = "test_data.py::test_the_ranks_parts_together_are_one_ranks_batch"
 TASKS = [
     Task("share", "support.ranks.share", "the handout, \"Split\"", [the_parts_behind_one_another_are_the_batch]),
     Task("noise_of_step", None, "the handout, \"Split\", and train.py:loop", [the_parts_are_the_noise_of_one_process]),
     Task("draws", "data.RareClassBatches.__iter__", "Sec. 4.1, sampling, and the handout, \"Split\"",
-         [DRAWS, "test_data.py::test_draws_are_a_function_of_seed_and_step"]),
+         [FORMULA, DRAWS, "test_data.py::test_draws_are_a_function_of_seed_and_step"]),
     Task("count_classes", "support.ranks.count_classes", "Sec. 3.3, alpha_c, over the whole batch",
          [every_rank_gets_the_counts_of_the_whole_batch]),
     Task("average_gradients", "support.ranks.average_gradients", "the handout, \"Sum\"",

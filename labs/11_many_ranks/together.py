@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from support.ranks import Ranks
 
-SECONDS = 10  # that a rank waits for the others
+SECONDS = 60  # that a rank waits for the others
 
 
 def together(work, world=2):
@@ -32,6 +32,8 @@ def together(work, world=2):
             barrier.abort()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "all_reduce", all_reduce)
+        patch.setattr(dist, "get_world_size", lambda *_: world)
+        patch.setattr(dist, "get_rank", lambda *_: place.rank)
         threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(world)]
         for thread in threads:
             thread.start()

@@ -1,4 +1,4 @@
-"""Lab 12: what can you claim? (Table 6; Table 3's random backbone). Write the seven functions; plain Python, no scipy.
+"""Lab 12: what can you claim? (Table 6; Table 3's random backbone). Write the eight functions; plain Python, no scipy.
 
     python labs/check.py 12          (as often as you like)
 
@@ -37,7 +37,7 @@ def interval(mean_1, spread_1, mean_2, spread_2, n):
 
         d = mean_1 - mean_2        SE = sqrt( (spread_1^2 + spread_2^2) / n )        d - t SE ... d + t SE
 
-    with t = T_95[2 (n - 1)]. It presumes that the seeds of a row scatter like a bell curve, the same one for both rows.
+    with t = T_95[2 (n - 1)]. It presumes that the seeds of a row scatter like bell curves of one width.
     """
     raise NotImplementedError("the 95 % interval of a difference, d -+ t SE")
 

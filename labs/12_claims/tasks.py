@@ -66,7 +66,9 @@ def splits_by_hand(permutation_p):
             ([0.1, 0.2, 0.3], [0.6, 0.7, 0.8], 2 / 20, "the other way round is as far apart"),
             ([1, 3], [2, 7], 4 / 6, "of six choices {1, 2}, {3, 7} are further, {1, 3}, {2, 7} as far apart"),
             ([1.0, 1.0], [1.0, 1.0], 1.0, "all splits are alike"),
-            ([9.0], [1.0, 2.0, 3.0], 1 / 4, "one of four choices")):
+            ([9.0], [1.0, 2.0, 3.0], 1 / 4, "one of four choices"),
+            ([4, 4], [3, 1], 2 / 6, "equal scores of two seeds are two scores"),
+            ([0.02, 0.85, 0.33], [0.73, 0.14, 0.91], 14 / 20, "equal but for rounding is equal")):
         np.testing.assert_allclose(permutation_p(a, b), expected, err_msg=f"p of {a} and {b}: {why}", atol=1e-9)
 
 
