@@ -72,7 +72,7 @@ SMALL_GENERATOR = dict(widths=(96, 64, 32, 32, 32), stem_channels=16, label_chan
                        padding="reflect")  # the networks of toy and laptop
 SMALL_DISCRIMINATOR = dict(decoder_widths=(128, 96, 64, 48, 32), full_resolution_width=32)
 SMALL_CONTRASTIVE = dict(vgg_share=0.25, width=64)
-PRETRAIN_STEPS, PRETRAIN_BATCH = 300, 32  # --backbone-weights self
+PRETRAIN_STEPS, PRETRAIN_BATCH = 150, 32  # --backbone-weights self
 EMA_BATCHES, STRIP_ROWS = 16, 6  # training batches that give the average its batch-norm statistics; rows of strip.png
 
 

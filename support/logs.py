@@ -128,7 +128,7 @@ def describe(G, D, P, args):
 def banner(title, lines, args, ranks, run, done, images):
     """title, (name, text) lines of the system, and what every system has in common."""
     micro, accumulation = split_batch(args, ranks)
-    precision = "bf16 autocast" if args.amp == "bf16" else "float32"
+    precision = "bf16 autocast" if args.amp == "bf16" else "TF32" if ranks.device.type == "cuda" else "float32"
     lines = [("device", f"{ranks.device} ({ranks.device_name()}), {ranks.world} ranks, precision {precision}"),
              ("batch", f"{args.batch_size} = {ranks.world} ranks x {micro} images x {accumulation} accumulated"),
              ("steps", f"{args.steps} = {args.steps * args.batch_size / images:.1f} epochs"), *lines,

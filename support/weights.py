@@ -21,7 +21,6 @@ from support.ranks import rank_0_first
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "norm.")  # what follows the last stage; not used here, of any size
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PRETRAIN_LR = 3e-3  # --backbone-weights self, the highest of its one cycle
 LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # timm's tf_efficientnet_lite0, 1, 2
 # How two of the pip packages name the layers of a block, and how timm does: block 0 does not expand, the others do.
 LITE_LAYERS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -233,7 +232,7 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks, bf16
     batches: of data.training_batches. Raises InputError.
     PAPER: backbones pre-trained on ImageNet. / HERE: also this, for the toy scenes and wherever ImageNet weights
     cannot be had. / WHY: it is what Sec. 3.1 asks of a backbone, "pre-trained for tasks such as image
-    classification", in two minutes and without a download.
+    classification", in a minute and without a download.
     """
     if is_whole(path):
         return
@@ -245,8 +244,7 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks, bf16
     else:
         net = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     net = net.to(device, memory_format=torch.channels_last).train()
-    optimiser = torch.optim.AdamW(net.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PRETRAIN_LR, total_steps=steps)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     mean, std = (torch.tensor(t, device=device).view(1, 3, 1, 1) for t in (mean, std))
     # without a terminal, a line with the time that is left every 20 seconds
     every = 0.1 if sys.stderr.isatty() else 20
@@ -259,7 +257,6 @@ def pretrain_backbone(name, num_classes, batches, steps, path, seed, ranks, bf16
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        schedule.step()
     if not loss.isfinite():
         raise InputError(f"--backbone-weights self: pre-training {name} ended at a loss of {loss.item()}; use a "
                          f"smaller --backbone, or weights from a file")
