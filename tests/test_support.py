@@ -5,7 +5,6 @@ import errno
 import pytest
 import torch
 
-import train
 from conftest import call
 from generator import Generator
 from support import checkpoints
@@ -142,13 +141,6 @@ def test_only_training_has_tf32_and_the_fastest_algorithms(fast, monkeypatch):
         torch.set_float32_matmul_precision(before[0])
         backends.allow_tf32, backends.benchmark = before[1:]
     assert found == (("high", True, True) if fast else ("highest", False, False))
-
-
-def test_amp_auto_takes_bf16_only_from_a_gpu_that_has_it(monkeypatch):
-    """Older GPUs emulate it: torch says yes for them, unless it is asked for the hardware."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert train.parse_options([]).amp == "off"
 
 
 def test_a_gradient_that_no_graph_has_is_left_out_of_the_log():

@@ -24,6 +24,7 @@ MISTAKES = {
         ("with the product over all classes of the image", ".min(axis=1)", ".prod(axis=1)"),
         ("with the rarest class of the whole dataset, also where the image does not contain it",
          "np.where(presence, f, 1.0)", "(f + 0 * presence).clip(0.01)"),
+        ("when `if unknown` takes class 0 for None", "if unknown is not None", "if unknown"),
         ("when the unknown class counts like the others", "presence[:, unknown] = False", "pass"),
         ("when the unknown class is crossed out in the caller's table, too", "np.array(presence, dtype=bool)",
          "np.asarray(presence, dtype=bool)"),
@@ -31,6 +32,10 @@ MISTAKES = {
          "presence.mean(axis=0)", "presence.mean(axis=1)[:, None]")],
     "draw_batches": [
         ("without the rank: every GPU draws the same images", " + self.rank * self.per_rank", ""),
+        ("when the epoch is that of the step's first draw: a step can begin in one epoch and end in the next",
+         "if n // N != epoch:                                           # N draws are made at once\n"
+         "                epoch = n // N",
+         "if first // N != epoch:\n                epoch = first // N"),
         ("with the same draws in every epoch", "(self.seed, epoch, N)", "(self.seed, 0, N)"),
         ("without the seed", "(self.seed, epoch, N)", "(epoch, N)"),
         ("without p: all images alike", ", p=self.p", ""),

@@ -26,6 +26,12 @@ def the_callers_table_stays_as_it_is(sampling_probabilities):
     assert (table == TABLE).all(), "the caller's table was changed"
 
 
+def the_unknown_class_can_be_class_0(sampling_probabilities):
+    expected = np.array([0.4, 0.6, 1, 0.6, 0.4]) ** -0.5
+    np.testing.assert_allclose(sampling_probabilities(TABLE[:, [2, 0, 1, 3]], 0), expected / expected.sum(),
+                               err_msg="p where the unknown class is class 0")
+
+
 def draws_are_the_documented_sequence(draw_batches):
     sequence = [(int(image), epoch, i) for epoch in range(6) for i, image in
                 enumerate(np.random.default_rng((7, epoch, 5)).choice(5, size=5, p=P))]
@@ -52,7 +58,7 @@ TASKS = [
          [a_single_pixel_is_enough]),
     Task("sampling_probabilities", "data.sampling_probabilities", "Sec. 4.1, \"proportional to f_k^(-1/2)\"",
          ["test_data.py::test_sampling_probabilities_by_loops", "test_data.py::test_sampling_probabilities_by_hand",
-          the_callers_table_stays_as_it_is]),
+          the_callers_table_stays_as_it_is, the_unknown_class_can_be_class_0]),
     Task("draw_batches", "data.RareClassBatches.__iter__", "Sec. 4.1, \"each image is sampled with a probability\"",
          [draws_are_the_documented_sequence, "test_data.py::test_the_ranks_parts_together_are_one_ranks_batch[2]",
           "test_data.py::test_draws_are_a_function_of_seed_and_step"]),

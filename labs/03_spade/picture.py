@@ -1,7 +1,7 @@
 """Draw picture.png of lab 03:   python labs/03_spade/picture.py
 
 Four label maps, three of them of one class everywhere, through one random convolution and then a normalisation, as
-colours (three channels): instance norm and batch norm, and batch norm with the scale and shift of SPADE.
+colours (three channels): instance norm and batch norm, and instance norm with the scale and shift of SPADE.
 """
 import sys
 from pathlib import Path

@@ -26,6 +26,13 @@ def every_channel_by_loops(normalise):
                                msg=lambda text: f"(x - mu) / sigma\n{text}")
 
 
+def the_blocks_own_norm_is_used(spade):
+    block = SimpleNamespace(norm=lambda x: x - 3, modulation=lambda condition: (condition, 2 * condition))
+    one = torch.ones(1, 1, 1, 1)
+    torch.testing.assert_close(spade(block, 5 * one, 4 * one), 18 * one,
+                               msg=lambda text: f"(1 + 4) * block.norm(5) + 8 with block.norm(5) = 2\n{text}")
+
+
 def attention_is_left_out_where_there_is_none(label_block):
     block = SimpleNamespace(conv=lambda h: 2 * h, norm=lambda h: h - 1, cross_attention=None, self_attention=None,
                             out=lambda h: h + 3)
@@ -48,7 +55,7 @@ GENERATOR = "test_generator.py::"
 TASKS = [
     Task("normalise", None, "DP-GAN Eq. 1, \"computed over n, x, and y\"", [every_channel_by_loops]),
     Task("spade", "generator.SPADE.forward", "DP-GAN Eq. 1",
-         ["test_dpgan.py::test_dpgan_eq1_spade_is_the_papers_normalisation"]),
+         ["test_dpgan.py::test_dpgan_eq1_spade_is_the_papers_normalisation", the_blocks_own_norm_is_used]),
     Task("label_block", "generator.LabelBlock.forward", "Sec. 3.2, \"Each block of the label map encoding pyramid\"",
          [GENERATOR + "test_a_label_block_is_convolution_norm_gelu_attention_pointwise",
           attention_is_left_out_where_there_is_none]),

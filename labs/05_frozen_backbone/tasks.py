@@ -67,6 +67,8 @@ def the_rows_of_table_5(condition_features):
     close(condition_features(feature, nn.Identity()), squashed, "the sigmoid alone")
     found = condition_features(torch.tensor([8.0, 9.0]).bfloat16().view(1, 2, 1, 1), nn.Identity())
     assert found.dtype == torch.float32, f"bfloat16 features: float32 was expected, {found.dtype} came"
+    raw = condition_features(torch.ones(1, 1, 1, 1).bfloat16(), nn.Identity(), sigmoid=False)
+    assert raw.dtype == torch.float32, f"bfloat16 features, without the sigmoid: float32 was expected, {raw.dtype} came"
     np.testing.assert_allclose(found.flatten(), [0.9996646, 0.9998766], atol=2e-6, err_msg="of bfloat16 features")
 
 

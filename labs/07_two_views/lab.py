@@ -35,7 +35,8 @@ def info_nce(v, v_pos, v_neg, left_out, tau=0.3):
         L_NCE = -log( e^(v.v+ / tau) / (e^(v.v+ / tau) + sum_n e^(v.v-_n / tau)) )
 
     With a small tau e^(1 / tau) is beyond float32: torch.logsumexp(x) is log(sum e^x) without that.
-    Take the products in float32, also under autocast.
+    Take the products in float32, also under autocast. .float() alone is not enough, autocast turns a matrix product
+    back: with torch.autocast(v.device.type, enabled=False).
     """
     raise NotImplementedError("Eq. 5: L_NCE of every anchor")
 
@@ -43,7 +44,7 @@ def info_nce(v, v_pos, v_neg, left_out, tau=0.3):
 def project(P, scale, feature_map, positions):
     """Vectors at some positions of a map. (B, width, H_l, W_l), positions (n,) -> (B, n, d_v), of length 1
 
-    Position p is row p // W_l, column p % W_l.
+    Position p is row p // W_l, column p % W_l. scale: 0, 1, 2 for 1/4, 1/8, 1/16.
     P.mlps[scale]    the two-layer MLP of this scale, (..., width) -> (..., d_v)
     """
     raise NotImplementedError("Eq. 5: v, a vector of length 1 for each position")
@@ -80,6 +81,7 @@ def blind_direction(weight):
     If G adds c(x, y) u to G^f, with any number c at each pixel, L_Div falls and no pixel of the picture changes. So
     each of the 27 filters weight[o, :, i, j], a vector of C_f numbers, must have the product 0 with u. C_f is more
     than 27.
-    u has length 1. Look at torch.linalg.svd: its last row Vh[-1] belongs to the smallest singular value.
+    u has length 1. Look at torch.linalg.svd of the (27, C_f) matrix: with full_matrices=True, the default, the rows
+    Vh[27:] are orthogonal to all 27 filters.
     """
     raise NotImplementedError("Eq. 6: a direction in which G^f moves and the picture does not")

@@ -54,6 +54,8 @@ MISTAKES = {
          "with torch.enable_grad():\n            v_pos"),
         ("when the generated picture is detached: G learns nothing", "H_g, total = P(fake), 0",
          "H_g, total = [h.detach() for h in P(fake)], 0"),
+        ("when P is called on the real picture first: call it on fake first", "H_g, total = P(fake), 0",
+         "_, H_g, total = torch.no_grad()(P)(real), P(fake), 0"),
         ("with the last scale alone", "total = total + (", "total = ("),
         ("with the mean over the anchors for both reductions", "L_NCE if reduction == \"sum\" else L_NCE / len(anchor)",
          "L_NCE / len(anchor)"),

@@ -44,7 +44,7 @@ class TwoSides:
 
 def only_the_anchors_carry_a_gradient(contrastive_loss):
     P, random = TwoSides(), torch.Generator().manual_seed(0)
-    fake, real = torch.rand(2, 3, 32, 32, generator=random), 10 + torch.rand(2, 3, 32, 32, generator=random)
+    fake, real = torch.rand(2, 3, 64, 32, generator=random), 10 + torch.rand(2, 3, 64, 32, generator=random)
     loss = contrastive_loss(P, fake, real, random, anchors=4, negatives=3)
     assert loss.requires_grad, "a gradient from the anchors was expected, none came"
     loss.backward()
@@ -58,6 +58,8 @@ def rows_and_columns_of_the_map(project):
     feature_map, positions = torch.randn(2, 3, 2, 4, generator=random), torch.tensor([6, 1])
     layers = [torch.randn(5, 3, generator=random) for _ in range(2)]
     P = SimpleNamespace(mlps=[lambda x, w=w: x @ w.T for w in layers])
+    moving = project(P, 0, feature_map.clone().requires_grad_(), positions)
+    assert moving.requires_grad, "a gradient to the feature map was expected, none came"
     for scale in (0, 1):
         expected = torch.stack([torch.stack([layers[scale] @ picture[:, p // 4, p % 4] for p in positions.tolist()])
                                 for picture in feature_map])
@@ -81,7 +83,8 @@ TASKS = [
     Task("draw_positions", "losses.draw_positions", "Sec. 3.3, above Eq. 5, \"we sample N non-matching features\"",
          [what_is_drawn_is_documented, LOSSES + "test_eq5_every_anchor_has_n_negatives_and_never_itself[0]"]),
     Task("info_nce", "losses.info_nce", "Sec. 3.3, Eq. 5",
-         [LOSSES + "test_eq5_info_nce_is_the_papers_sum", LOSSES + "test_eq5_by_hand", a_small_tau_is_finite]),
+         [LOSSES + "test_eq5_info_nce_is_the_papers_sum", LOSSES + "test_eq5_by_hand", a_small_tau_is_finite,
+          LOSSES + "test_every_loss_is_float32_under_autocast"]),
     Task("project", "losses.ContrastiveFeatures.project", "Sec. 3.3, above Eq. 5, \"a two-layer MLP\"",
          [rows_and_columns_of_the_map]),
     Task("contrastive_loss", "losses.contrastive_loss", "Sec. 3.3, below Eq. 5, \"and take their sum\"",
