@@ -309,12 +309,6 @@ def best_and_worst(by_map):
     return [(what, i, by_map[i].item()) for what, some in (("best", best), ("worst", worst[::-1])) for i in some]
 
 
-def as_table(scores):
-    """The scores as lines for the terminal: a name, a number, what it is."""
-    return "\n".join(f"{name:<34}{value:>12}  {note}".rstrip() for metric, score in scores.items()
-                     for name, value, note in METRICS[metric].rows(score))
-
-
 def write_scores(args, scores, scored, page, manifest, ranks):
     """eval.json, eval.png of the maps in `page` (see best_and_worst), and the table on the terminal."""
     (H, W), dataset, out = scored.size, scored.dataset, args.output_dir
@@ -324,7 +318,10 @@ def write_scores(args, scores, scored, page, manifest, ranks):
                 "manifest": manifest and {**manifest, "names": len(manifest["names"])}, "scores": scores},
                out / "eval.json")
     ranks.say(f"{args.checkpoint or args.fake}: {scored.count} pictures of {H}x{W} (height x width)")
-    ranks.say("\n".join([as_table(scores), *(f"  {score['protocol']}" for score in scores.values())]))
+    for metric, score in scores.items():
+        for name, value, note in METRICS[metric].rows(score):
+            ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
+    ranks.say("\n".join(f"  {score['protocol']}" for score in scores.values()))
     rows = []
     for what, i, iou in page:
         labels = colour_labels(dataset[i]["label_map"], dataset.palette)                  # (H, W, 3)

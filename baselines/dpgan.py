@@ -35,6 +35,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import losses
 from baselines.oasis import DECODER_WIDTHS, ENCODER_WIDTHS, initialise, mean_square, noise_and_labels
 from baselines.oasis import Discriminator as UNet
 from generator import LABEL_CHANNELS, PADDING, STEM_CHANNELS, WIDTHS, Z_DIM, SPADEBlock
@@ -179,14 +180,11 @@ def class_weights(label_counts, unknown=None):
     label_counts (C,): n_c, the pixels of each class in the whole batch, over all ranks. losses.class_weights divides
     this by K, the number of known classes present.
     """
-    n = label_counts.float()
-    present = n > 0
-    if unknown is not None:
-        present[unknown] = False
     # alpha_c = E_l[ H W / sum_xy l_xyc ]                                                   (DP-GAN Eq. 4)
     # PAPER: a mean over images, infinite where one of them lacks the class. / HERE: pixels of the batch over pixels of
     # the class. / WHY: OASIS's estimate.
-    return torch.where(present, n.sum() / n.clamp_min(1), 0)
+    alpha = losses.class_weights(label_counts, unknown)                   # divided by K
+    return alpha * (alpha > 0).sum()
 
 
 def mean_over_layers(terms):
