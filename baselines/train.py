@@ -12,12 +12,12 @@ import torch
 
 import train
 from baselines import dpgan, oasis
-from generator import Generator
 from losses import discriminator_loss, generator_loss
+from sample import GENERATORS as OWN
 from support.errors import InputError, run_script
 from support.options import WEIGHT, check_sides, first_look, parse_training
 
-GENERATORS = {"dp-sims": Generator, "oasis": oasis.Generator, "dpgan": dpgan.Generator}
+GENERATORS = {**OWN, "oasis": oasis.Generator, "dpgan": dpgan.Generator}
 # What the systems change, at any size ...
 MODELS = {
     "dp-sims": dict(generator="dp-sims", discriminator="dp-sims"),

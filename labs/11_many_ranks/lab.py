@@ -70,8 +70,8 @@ def average_gradients(parameters, world):
 def batch_norm(norm, x):
     """A batch norm whose batch is that of all ranks. x (B / world, C, H, W) float32 -> the same shape
 
-        mean = sum of x / n        variance = sum of (x - mean)^2 / n        n = all pixels of all ranks, B H W
-        y = (x - mean) / sqrt(variance + eps) * weight + bias              (sum n over the ranks, too)
+        mean = sum of x / n        variance = sum of (x - mean)^2 / n        n = B H W, a sum over the ranks, too
+        y = (x - mean) / sqrt(variance + eps) * weight + bias
 
     support.ranks.SumOverRanks.apply(t) gives the sum over the ranks of a tensor, and lets the gradient through: x has
     an effect on the other ranks' outputs, too, by way of mean and variance. dist.all_reduce would not.
