@@ -68,10 +68,16 @@ def load_generator(path, device="cpu", generators=GENERATORS):
     if architecture not in generators:
         raise InputError(f"{path}: a generator of {architecture}, a baseline; use the command of the same name in "
                          f"baselines/, such as python -m baselines.sample")
-    for module in G.eval().requires_grad_(False).modules():
-        if is_parametrized(module, "weight"):  # spectral norm: its quotient once, not in every picture
-            remove_parametrizations(module, "weight", leave_parametrized=True)
+    G = fold_spectral_norms(G.eval()).requires_grad_(False)
     return G.to(device, memory_format=torch.channels_last), checkpoint
+
+
+def fold_spectral_norms(G):
+    """G, in eval mode, with its quotients W / sigma computed once, not in every picture."""
+    for module in G.modules():
+        if is_parametrized(module, "weight"):
+            remove_parametrizations(module, "weight", leave_parametrized=True)
+    return G
 
 
 @torch.no_grad()

@@ -7,16 +7,22 @@ UNet written once more, in the order of OASIS's paper. Networks are tiny here, f
 start from a gain of 0.02, which makes tiny numbers: `awake` enlarges what spectral norm does not hold.
 """
 import math
+import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+import generator
+from baselines import dpgan, latency
 from baselines.oasis import (Discriminator, Generator, initialise, label_mix, label_mix_loss, label_mix_mask,
                              noise_and_labels)
 from generator import SPADEBlock, parameters_by_part
+from support.errors import InputError
 from test_discriminator import pictures
 from test_generator import (CLASSES, assert_every_image_follows_its_own_z, assert_grows_into_a_picture, assert_is,
                             assert_refuses_what_does_not_fit, blocks_of, conv, full_size, image_pyramid, label_maps,
@@ -288,3 +294,29 @@ def test_dpgan_eq8_computes_in_float32():
     assert loss.dtype == torch.float32
     assert_is(loss, (mixed.double() - label_mix(real.double(), fake.double(), M)).square().mean().item(),
               "the squares were rounded to bf16", rtol=1e-5, atol=0)
+
+
+def test_latency_names_each_network_and_its_time_over_oasis(monkeypatch, capsys):
+    """With a clock that counts FLOPs, of float32 a nanosecond each and of bf16 half of it, the ratios are theirs."""
+    def seconds_of(run, device):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops() / 1e9 / (2 if torch.is_autocast_enabled("cpu") else 1)
+    tiny = {"dp-sims": partial(generator.Generator, widths=(8, 8, 4), label_channels=4, stem_channels=4),
+            "oasis": partial(Generator, **TINY), "dpgan": partial(dpgan.Generator, widths=(8, 8, 4))}
+    monkeypatch.setattr(latency, "seconds_of", seconds_of)
+    monkeypatch.setattr(latency, "GENERATORS", tiny)
+    latency.main(["--image-size", "32x64", "--runs", "3", "--device", "cpu"])
+    head, *rows, protocol = capsys.readouterr().out.splitlines()
+    found = [re.match(r"(\S+) +([\d,]+) +([\d.]+) +([\d.]+) ms \+- ([\d.]+), ([\d.]+) +([\d.]+) ms .*, ([\d.]+)", row)
+             for row in rows]
+    assert [row[1] for row in found] == list(tiny)
+    for row in found:
+        assert int(row[2].replace(",", "")) == sum(p.numel() for p in tiny[row[1]](151).parameters())
+        flops = float(row[3])                                              # printed to a tenth of a GFLOP
+        assert float(row[4]) == pytest.approx(1e3 * flops, abs=51) and float(row[5]) == 0
+        assert float(row[7]) == pytest.approx(float(row[4]) / 2, abs=0.01)
+        assert float(row[6]) == float(row[8]) == pytest.approx(float(row[4]) / float(found[1][4]), abs=0.006)
+    assert "32x64 (height x width)" in protocol and "of 3 runs" in protocol
+    with pytest.raises(InputError, match="--image-size 32x40: expected multiples of 32"):
+        latency.main(["--image-size", "32x40"])

@@ -87,6 +87,7 @@ def test_learning_rate_decay_depends_on_the_step_alone():
     ("baselines.train --model spade", "baselines.train: --model spade: choose from dp-sims, oasis, dpgan"),
     ("baselines.sample --checkpoint none.pt --dataset toy", "baselines.sample: none.pt: "),
     ("baselines.evaluate --checkpoint none.pt", "baselines.evaluate: none.pt: "),
+    ("baselines.latency --runs 0", "baselines.latency: --runs: 0: expected a whole number from 1"),
     ("baselines.iidm.train --preset huge", "baselines.iidm.train: --preset: invalid choice: 'huge'"),
     ("baselines.iidm.sample --checkpoint none.pt --dataset toy",
      "baselines.iidm.sample: IIDM starts from a style reference: give --reference"),
