@@ -65,6 +65,8 @@ MISTAKES = {
         ("with h_L resized by nearest neighbour", "mode=\"bilinear\", align_corners=False)", "mode=\"nearest\")"),
         ("when h_1, at full resolution, goes to the lowest block", "reversed(modulation)", "modulation"),
         ("without tanh", "torch.tanh(self.to_image(features).float())", "self.to_image(features).float()"),
+        ("without .float() before tanh", "torch.tanh(self.to_image(features).float())",
+         "torch.tanh(self.to_image(features))"),
         ("with a clamp in place of tanh", "torch.tanh(self.to_image(features).float())",
          "self.to_image(features).float().clamp(-1, 1)"),
         ("without the last LeakyReLU", "F.leaky_relu(y, 0.2)", "y"),

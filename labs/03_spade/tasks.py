@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from labs.pieces import Task
+from test_generator import label_maps, noise, tiny_generator
 
 
 def random(*shape, seed=0):
@@ -51,6 +52,13 @@ def every_block_reads_the_one_before_it(label_pyramid):
                                msg=lambda text: f"[h_1, h_2, h_3]\n{text}")
 
 
+def tanh_is_taken_in_float32(generate):
+    G = tiny_generator()
+    with torch.autocast("cpu", torch.bfloat16):
+        image = generate(G, label_maps(), noise())
+    assert image.dtype == torch.float32, f"a float32 picture was expected under autocast too, {image.dtype} came"
+
+
 GENERATOR = "test_generator.py::"
 TASKS = [
     Task("normalise", None, "DP-GAN Eq. 1, \"computed over n, x, and y\"", [every_channel_by_loops]),
@@ -64,4 +72,4 @@ TASKS = [
     Task("generate", "generator.Generator.forward", "Fig. 3; DP-GAN Eq. 2",
          [GENERATOR + "test_the_image_pyramid_grows_from_the_low_resolution_label_map[32-32]",
           GENERATOR + "test_every_spade_block_is_conditioned_on_its_map_and_the_lowest_one",
-          GENERATOR + "test_the_image_is_within_minus_1_and_1"])]
+          GENERATOR + "test_the_image_is_within_minus_1_and_1", tanh_is_taken_in_float32])]

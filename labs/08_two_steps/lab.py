@@ -30,9 +30,10 @@ def two_steps(generator_losses, discriminator_losses, G, D, optimiser_G, optimis
         (2) for each part:   terms = discriminator_losses(D, part, image)     with the image of (1)
 
     terms: {name: scalar}. A network's loss is the sum of its terms, and the loss of a step is the mean over its parts:
-    parts are a matter of memory, and must not change what is learnt. In (1) the gradient goes through D to the picture,
-    but not to D's own weights: set requires_grad to False for those that optimiser_D moves, and back in (2). The frozen
-    backbone stays as it is. Each network is moved once.
+    parts are a matter of memory, and must not change what is learnt. So each has its own backward pass, before the next
+    one is drawn. In (1) the gradient goes through D to the picture, but not to D's own weights: set requires_grad to
+    False for those that optimiser_D moves, and back in (2). The frozen backbone stays as it is. Each network is moved
+    once.
 
     optimiser.param_groups[0]["params"]   the list of parameters that an optimiser moves
     optimiser.zero_grad(), .step()        PyTorch adds new gradients to those that are there

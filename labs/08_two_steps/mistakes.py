@@ -62,6 +62,8 @@ MISTAKES = {
          ".values()) / len(parts)\n        L_D", ".values())\n        L_D"),
         ("when G is moved after each part", "made.append(image.detach())",
          "made.append(image.detach())\n        optimiser_G.step()\n        optimiser_G.zero_grad()"),
+        ("with one backward pass of G for all parts, which must then fit into memory together", "L_G.backward()",
+         "whole = L_G + (whole if made else 0)\n        if len(made) == len(parts) - 1:\n            whole.backward()"),
         ("with the first term of G's losses alone", "sum(terms.values())", "next(iter(terms.values()))"),
         ("when D's weights ask for gradients in (1), which nobody uses", "p.requires_grad_(False)", "pass"),
         ("when D's weights stay frozen in (2)", "p.requires_grad_(True)", "pass"),
@@ -98,5 +100,6 @@ MISTAKES = {
          "G = {name: p.detach() for name, p in run.G.named_parameters()}"),
         ("with the next step's number", "\"step\": step", "\"step\": step + 1"),
         ("with the frozen backbone, which any run can load by itself", "trained(run.D)", "run.D.state_dict()"),
+        ("without the file of the step before", ", run.folder / \"latest_previous.pt\")", ")"),
         ("when every rank writes the file", "if ranks.rank == 0:", "if True:"),
         ("when the ranks do not wait for each other at the end", "ranks.wait()", "pass")]}

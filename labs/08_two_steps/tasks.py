@@ -95,6 +95,24 @@ def only_the_trained_part_of_d_asks_for_gradients(two_steps):
     assert after == ([False] * 2, [True] * 2), f"requires_grad of backbone and head is {after} after the step"
 
 
+def one_part_in_memory_at_a_time(two_steps):
+    """What a part has drawn goes with its backward pass, which comes before the next part."""
+    G, D, parts = tiny()
+    arrived = {"G": [], "D": []}
+
+    def drawn(G, D, part):
+        arrived["G"].append(any(p.grad is not None and p.grad.any() for p in G.parameters()))
+        return generator_losses(G, D, part)
+
+    def judged(D, part, image):
+        arrived["D"].append(any(p.grad is not None and p.grad.any() for p in D.head.parameters()))
+        return discriminator_losses(D, part, image)
+    two_steps(drawn, judged, G, D, sgd(G), sgd(D), parts)
+    for name, found in arrived.items():
+        assert all(found[1:]), f"parts 2 and 3 were expected after the .backward() of {name}'s part before, " \
+                               f"{found[1:].count(False)} came before it"
+
+
 def what_is_frozen_is_left_out(trained_parameters):
     G, D, _ = tiny()
     found = trained_parameters(G, None, D)
@@ -258,6 +276,16 @@ def the_file_has_what_a_resume_compares_and_no_backbone(save, folder):
 
 
 @in_a_folder
+def the_file_before_is_kept(save, folder):
+    run = a_run(folder, 0)
+    for step in (2, 4):
+        save(run, step, SimpleNamespace(lr=0.01), ALONE)
+    steps = {file.name: torch.load(file, weights_only=True)["step"] for file in folder.glob("*.pt")}
+    assert steps == {"latest.pt": 4, "latest_previous.pt": 2}, \
+        f"latest.pt of step 4 and latest_previous.pt of step 2 were expected, {steps} came"
+
+
+@in_a_folder
 def other_ranks_write_nothing(save, folder):
     waited = []
     save(a_run(folder, 0), 2, SimpleNamespace(lr=0.01), SimpleNamespace(
@@ -270,11 +298,12 @@ TASKS = [
     Task("trained_parameters", "support.optimisation.trained_parameters", "Sec. 3.1, \"frozen\", and Sec. 4.1",
          [what_is_frozen_is_left_out]),
     Task("two_steps", None, "Sec. 3.3, and train.py:loop", [only_the_trained_part_of_d_asks_for_gradients,
-                                                             each_network_moves_by_its_own_gradient]),
+                                                             each_network_moves_by_its_own_gradient,
+                                                             one_part_in_memory_at_a_time]),
     Task("update_ema", "support.optimisation.update_ema", "Sec. 4.1, \"exponential moving average\"",
          ["test_support.py::test_ema_is_the_running_average_with_warm_up", only_the_averages_parameters_change]),
     Task("refresh_ema", "support.optimisation.refresh_ema", "the handout, \"Its batch-norm statistics\"",
          [statistics_are_the_mean_over_the_batches, spectral_norm_goes_on_from_gs, it_ends_as_it_will_be_used]),
     Task("save", "support.runs.save", "the handout, \"Resume\"",
          [two_and_three_steps_are_five, the_file_has_what_a_resume_compares_and_no_backbone,
-          other_ranks_write_nothing])]
+          the_file_before_is_kept, other_ranks_write_nothing])]

@@ -72,4 +72,5 @@ MISTAKES = {
          "(1 / (variance.sqrt() + self.eps))"),
         ("with m and 1 - m exchanged in the running mean", "lerp_(mean.detach(), momentum)",
          "lerp_(mean.detach(), 1 - momentum)"),
+        ("when num_batches_tracked stays 0", "self.num_batches_tracked += 1", "pass"),
         ("without weight and bias", "y * self.weight[:, None, None] + self.bias[:, None, None]", "y")]}

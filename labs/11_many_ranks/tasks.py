@@ -1,4 +1,5 @@
 """What python labs/check.py 11 asks of lab.py. The ranks are threads of one process; together.py says how."""
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,9 +89,12 @@ def its_output_is_that_of_the_whole_batch(batch_norm):
     x = 2 + 3 * torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     norm = torch.nn.BatchNorm2d(3, eps=0.1)
     norm.weight.data, norm.bias.data = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.1, 0.2, 0.3])
+    own = [copy.deepcopy(norm) for _ in range(2)]
     expected = norm(x)
-    parts = together(lambda ranks: batch_norm(norm, x.chunk(2)[ranks.rank]))
+    parts = together(lambda ranks: batch_norm(own[ranks.rank], x.chunk(2)[ranks.rank]))
     same(torch.cat(parts), expected, "y")
+    for rank in range(2):
+        same(own[rank].num_batches_tracked, norm.num_batches_tracked, f"num_batches_tracked on rank {rank}")
 
 
 FORMULA = load(Path(__file__).parents[1] / "02_rare_classes" / "tasks.py").draws_are_the_documented_sequence

@@ -65,6 +65,7 @@ MISTAKES = {
          "(spread_1 + spread_2) / math.sqrt(n)"),
         ("with the 1.96 of a large sample in place of t", "T_95[2 * (n - 1)]", "1.96"),
         ("with the degrees of freedom of twice as many seeds", "T_95[2 * (n - 1)]", "T_95[4 * (n - 1)]"),
+        ("with the degrees of freedom of one row: n - 1", "T_95[2 * (n - 1)]", "T_95.get(n - 1, 12.706)"),
         ("with one standard error to each side", "T_95[2 * (n - 1)]", "1"),
         ("with row 2 minus row 1", "mean_1 - mean_2", "mean_2 - mean_1"),
         ("with the spread of row 1 alone", "(spread_1 ** 2 + spread_2 ** 2)", "(2 * spread_1 ** 2)")],
