@@ -75,15 +75,23 @@ class Speed:
 
     def profiled(self, numbers):
         """The same numbers; then a table of where the time of their steps went."""
-        on_gpu, count, start = self.ranks.device.type == "cuda", 0, time.time()
+        on_gpu, count = self.ranks.device.type == "cuda", 0
         activities = [ProfilerActivity.CPU] + on_gpu * [ProfilerActivity.CUDA]
+        self.pause()
         with profile(activities=activities) as profiler:
+            self.go_on()
+            start = time.time()
             for step in numbers:
                 yield step
                 count += 1
+            if on_gpu:
+                torch.cuda.synchronize(self.ranks.device)
+            seconds = time.time() - start
+            self.pause()  # TRAP: the profiler takes longer to end than the steps took
         if count:
-            self.ranks.say(table(profiler.events(), (time.time() - start) / count, count, on_gpu))
+            self.ranks.say(table(profiler.events(), seconds / count, count, on_gpu))
             self.args.profile = 0  # said once: not again after a rollback
+        self.go_on()
 
 
 def name_parts(nets):

@@ -6,6 +6,7 @@ at 32x32, with a backbone of four convolutions.
 import functools
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -246,6 +247,25 @@ def test_the_log_has_the_flops_of_a_step_and_their_share_of_the_devices_rate(tmp
         assert line["tflops"] == pytest.approx(made.flops / line["seconds_per_step"] / 1e12)
         assert line["share_of_matmul"] == pytest.approx(1e12 * line["tflops"] / made.rate)
     assert 1e8 < made.rate < 1e14
+
+
+def test_the_profilers_own_work_is_not_counted_as_training(tmp_path, monkeypatch, capsys):
+    """A profiler that is slow to begin and to end, as torch's is: 40 steps of 0.4 s take it 50 s."""
+    spent, now = [], time.time
+
+    class Slow(profile.profile):
+        def __enter__(self):
+            spent.append(20)
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            spent.append(20)
+    monkeypatch.setattr(time, "time", lambda: now() + sum(spent))
+    monkeypatch.setattr(profile, "profile", Slow)
+    run(tmp_path, "--steps", 3, "--log-every", 3, "--profile", 1)
+    total, = re.findall(r"^mean of 1 steps +([\d.]+)", capsys.readouterr().out, re.M)
+    assert spent == [20, 20] and float(total) < 10_000 and lines(tmp_path)[-1]["seconds_per_step"] < 5
 
 
 def test_profile_says_where_the_time_of_its_steps_went_and_goes_on(tmp_path, capsys):
