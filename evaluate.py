@@ -172,6 +172,9 @@ def open_pictures(folder, flag, resize=None):
     if not folder.is_dir():
         raise InputError(f"{flag} {folder}: no such folder; expected a folder of pictures")
     files, sizes = listed(folder, IMAGE_ENDINGS), {}
+    drawn = {name.rpartition("_seed")[0] for name in files if re.fullmatch(r".+_seed\d+", name)}
+    for name in ("grid", *(f"{name}_labels" for name in drawn)) if drawn else ():  # of sample.py, and no pictures
+        files.pop(name, None)
     if len(files) < 2:
         raise InputError(f"{flag} {folder}: {len(files)} pictures ({', '.join(IMAGE_ENDINGS)}) there; expected 2 or "
                          f"more, a covariance needs them")

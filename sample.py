@@ -6,7 +6,7 @@
     python sample.py --checkpoint ema.pt --labels my_map.png --seeds 0-7 --region-seeds sky=3,car#2=7
     python sample.py --checkpoint ema.pt --export generator.onnx
 
-Each seed gives one z. A picture depends on its label map and its seeds alone, not on the batch or the order.
+Each seed gives one z. A picture depends on its label map and its seeds alone, but for rounding: not on the order.
 Pictures, the coloured label maps and a grid of both go to --output-dir.
 
     load_generator     a checkpoint -> the generator
@@ -40,7 +40,7 @@ from support.pages import colour_labels, save_picture, to_pixels
 from support.ranks import setup_ranks
 
 GENERATORS = {"dp-sims": Generator}
-GRID_ROWS = 16  # label maps in the grid; every map has its own files
+GRID_ROWS, GRID_COLUMNS = 16, 64  # label maps, and pictures of each, in the grid; all have their own files
 # For scores. PAPER: z of the samples is not said. / HERE: z of map i under seed s comes from torch seed
 # s * 1,000,003 + i. / WHY: any batch, rank or restart draws the same. TRAP: torch uses 32 bits of a seed alone.
 SEED_STRIDE, MOST_SEEDS = 1_000_003, 4000
@@ -323,7 +323,7 @@ def main(argv, generators=GENERATORS):
             write_atomically(args.output_dir / f"{name}_mix.gif", lambda file: first.save(
                 file, format="GIF", save_all=True, append_images=others, duration=80, loop=0))
         if len(grid) < GRID_ROWS:
-            grid.append(np.concatenate([coloured, *pictures], axis=1))               # (H, n W, 3)
+            grid.append(np.concatenate([coloured, *pictures[:GRID_COLUMNS]], axis=1))     # (H, n W, 3)
     write_grid(grid, args.output_dir)
 
 

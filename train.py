@@ -220,7 +220,7 @@ def look(run, step, due, for_statistics, args, ranks):
         if not for_statistics:
             batches = training_batches(run.dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
             for_statistics += with_noise(batches, G.z_dim, micro, args, ranks)
-        refresh_ema(ema, G, for_statistics)
+        refresh_ema(ema, G, ([t if t is None else t.to(ranks.device) for t in some] for some in for_statistics))
     if "score" in due:
         scores = score_generator(lambda samples, maps: generate(
             ema, *conditions(samples), noise(maps, 0, G.z_dim), ranks.device), run.validation, run.scoring, ranks)

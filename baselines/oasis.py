@@ -2,7 +2,7 @@
 
 Sushko et al., "You Only Need Adversarial Supervision for Semantic Image Synthesis", ICLR 2021. Here it is built from
 what DP-GAN's paper prints of it: its discriminator is DP-GAN's Table 7, its regulariser DP-GAN Eq. 8, its size
-71.1 M (Table 5). What no table gives is as in OASIS's public code, and the README says where.
+71.1 M (Table 5). What no table gives is as in OASIS's public code, and docs/departures.md says where.
 
 Read from the bottom of the file upwards:
 

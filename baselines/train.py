@@ -103,15 +103,16 @@ def dpgan_discriminator_losses(D, batch, fake, fake_features, alpha, args):
 
 def build_networks(args, dataset, probabilities, folder, ranks):
     """As train.build_networks, of the generator and the discriminator that the options name."""
-    toy, C = args.preset == "toy", len(dataset.classes)
-    unet = TOY_UNET if toy else {}
+    small, C = args.preset != "paper", len(dataset.classes)
+    unet = TOY_UNET if small else {}
     levels = 5 if args.discriminator == "dp-sims" else len(unet.get("encoder_widths", oasis.ENCODER_WIDTHS))
     check_sides(args.image_size, 2 ** levels)
     torch.manual_seed(args.seed)
     if args.generator == "dp-sims":
         G, options = train.build_generator(args, dataset)
     else:
-        options = dict(num_classes=C, offset_channels=2 * dataset.has_instances, **(TOY[args.generator] if toy else {}))
+        options = dict(num_classes=C, offset_channels=2 * dataset.has_instances)
+        options.update(TOY[args.generator] if small else {})
         if args.generator == "dpgan":
             options["concatenate_last"] = args.concatenate_last == "on"
         G = GENERATORS[args.generator](**options)
@@ -120,7 +121,7 @@ def build_networks(args, dataset, probabilities, folder, ranks):
     elif args.discriminator == "oasis":
         D = oasis.Discriminator(C, **unet)
     else:
-        head = {"head_channels": TOY_HEAD_CHANNELS} if toy else {}
+        head = {"head_channels": TOY_HEAD_CHANNELS} if small else {}
         D = dpgan.Discriminator(C, **unet, patch=args.patch, matched=args.matched, **head)
     return G, D, train.build_contrastive(args, ranks), args.generator, options
 
@@ -144,10 +145,10 @@ def parse_options(argv):
     known = first_look(argv, "model")
     if known.model not in MODELS:
         raise InputError(f"--model {known.model or 'is missing'}: choose from {', '.join(MODELS)}")
-    own, toy = known.model != "dp-sims", known.preset == "toy"
+    own = known.model != "dp-sims"
     defaults = {**train.defaults_of(known), "patch": "encoder", "matched": "decoder", "concatenate_last": "on",
                 "lambda_lm": 0.0, "lambda_patch": 0.0, "lambda_fm": 0.0, **MODELS[known.model]}
-    if own and not toy:
+    if own and known.preset == "paper":
         defaults.update({**PAPER, **OF_DATASET.get(known.dataset, {})})
         if (known.model, known.dataset) == ("oasis", "cityscapes"):
             defaults.update(OASIS_CITYSCAPES)

@@ -5,6 +5,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from support.errors import out_of_memory
 from support.logs import peak_memory
 from support.profile import seconds_of
 
@@ -27,7 +28,9 @@ def best_throughput(runner, G, precision, device):
             times = [seconds_of(run, device)]
             while sum(times) < 0.5 and len(times) < 20:
                 times.append(seconds_of(run, device))
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError on CUDA alone
+            if not out_of_memory(error):
+                raise
             break
         rate = n / float(np.median(times))
         since = 0 if rate > 1.02 * best["pictures_per_second"] else since + 1
@@ -73,7 +76,7 @@ def score_latency(G, label_map, z, offsets, compiled, ranks):
                 times = [seconds_of(run, device) for _ in runs]
                 row.update(seconds=float(np.mean(times)), deviation=float(np.std(times)))
             except Exception as error:  # compilers fail in many ways, which is no reason to lose the other scores
-                if mode == "eager" and not isinstance(error, torch.OutOfMemoryError):
+                if mode == "eager" and not out_of_memory(error):
                     raise
                 row["not_run"] = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:200]}"
             found["one picture"].append(row)

@@ -111,14 +111,17 @@ def score_segmentation(segmenter, scored, ranks, batch_size):
         score[kind] = {"mIoU": iou.nanmean().item(), "obj_mIoU": None if of_objects != of_objects else of_objects,
                        "pixel_accuracy": pixel_accuracy(confusion).item(),
                        "IoU": {name: None if v != v else v for name, v in zip(names, iou.tolist())}}
-    score["ratio"] = score["generated"]["mIoU"] / score["real"]["mIoU"]
+    real = score["real"]["mIoU"]
+    score["ratio"] = score["generated"]["mIoU"] / real if real else None  # of labels in a wrong order, 0
     return score, by_map
 
 
 def rows(score):
     generated, real = score["generated"], score["real"]
-    yield "mIoU", f"{generated['mIoU']:.4f}", f"real pictures {real['mIoU']:.4f}, ratio {score['ratio']:.1%}" + (
-        "; above the real pictures: the segmenter knows too little, train it longer" * (score["ratio"] > 1))
+    yield "mIoU", f"{generated['mIoU']:.4f}", f"real pictures {real['mIoU']:.4f}, " + (
+        "none right: other classes, another order (--segmenter-labels), or not trained" if score["ratio"] is None else
+        f"ratio {score['ratio']:.1%}" + "; above the real pictures: the segmenter knows too little, train it longer"
+        * (score["ratio"] > 1))
     if generated["obj_mIoU"] is not None:
         yield "  of objects (obj-mIoU)", f"{generated['obj_mIoU']:.4f}", f"real pictures {real['obj_mIoU']:.4f}"
     yield "pixel accuracy", f"{generated['pixel_accuracy']:.4f}", f"real pictures {real['pixel_accuracy']:.4f}"

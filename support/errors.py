@@ -27,6 +27,11 @@ def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def out_of_memory(error):
+    """Whether memory is what a RuntimeError or a MemoryError is about."""
+    return isinstance(error, MemoryError) or bool(re.search(OUT_OF_MEMORY, f"{type(error).__name__}: {error}"))
+
+
 class Diverged(InputError):
     """A loss or a parameter is not finite."""
 
@@ -48,7 +53,7 @@ def run_script(name, main):
     except InputError as error:
         text = str(error)
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, f"{type(error).__name__}: {error}"):
+        if not out_of_memory(error):
             raise
         text = ("the device is out of memory; lower --image-size, or in training --micro-batch-size (images per rank "
                 "at once; the batch stays the same), elsewhere --batch-size")

@@ -3,6 +3,7 @@ import time
 from itertools import islice
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,24 +108,26 @@ def name_parts(nets):
 
 
 def parts_of(events):
-    """(event, its part, whether of a backward pass) for the events of torch's profiler."""
+    """(event, its part, whether of a backward pass) for the operations that torch's profiler saw."""
+    # a GPU's own events are left out: each operation has the time of its kernels
+    events = [e for e in events if e.device_type == DeviceType.CPU]
     forward = {e.sequence_nr: e for e in events if e.scope == 0 and not e.name.startswith(BACKWARD)}
     known = {}  # the numbers of forward are those of autograd, too: what an operation did, and what its gradient does
 
     def part_of(event):
         if event is None:
             return REST, False
-        if event.id not in known:
+        if id(event) not in known:  # TRAP: event.id is another counter for CUDA's own calls, and meets those here
             name = next((part for start, part in KNOWN.items() if event.name.startswith(start)), None)
             if event.name.startswith("part: "):
-                known[event.id] = event.name[6:], False
+                known[id(event)] = event.name[6:], False
             elif name:
-                known[event.id] = name, False
+                known[id(event)] = name, False
             elif event.name.startswith(BACKWARD):
-                known[event.id] = part_of(forward.get(event.sequence_nr) if event.sequence_nr >= 0 else None)[0], True
+                known[id(event)] = part_of(forward.get(event.sequence_nr) if event.sequence_nr >= 0 else None)[0], True
             else:
-                known[event.id] = part_of(event.cpu_parent)
-        return known[event.id]
+                known[id(event)] = part_of(event.cpu_parent)
+        return known[id(event)]
     return [(event, *part_of(event)) for event in events]
 
 

@@ -186,12 +186,15 @@ def parts_of(batch, micro):
 
 
 def with_noise(batches, z_dim, micro, args, ranks):
-    """(label_map, offsets or None, z) of batches, in parts: for the batch-norm statistics of the averaged generator."""
+    """(label_map, offsets or None, z) of batches, in parts: for the batch-norm statistics of the averaged generator.
+
+    On the CPU: they are kept, and a GPU at full size has no gigabyte to spare.
+    """
     generator = torch.Generator().manual_seed(args.seed)
     for batch in batches:
         batch.update(share({"z": torch.randn(args.batch_size, z_dim, generator=generator)}, ranks))
         for part in parts_of(batch, micro):
-            yield part["label_map"], part.get("offsets"), part["z"]
+            yield [t if t is None else t.cpu() for t in (part["label_map"], part.get("offsets"), part["z"])]
 
 
 def count_classes(label_map, num_classes, world):

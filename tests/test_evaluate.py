@@ -222,6 +222,20 @@ def test_diversity_of_anyones_pictures(tmp_path, place):
     assert_refused("expected 3 or more, as NAME_seed000.png", *common, "--samples", 3)
 
 
+def test_the_folder_that_sample_writes_is_scored_without_its_grid_and_label_maps(tmp_path):
+    """And a folder of other pictures is scored whole, whatever they are called."""
+    for name in ("a_seed000", "a_seed001", "b_seed000", "b_seed001", "a_labels", "b_labels", "c_labels"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "grid.png")
+    (tmp_path / "c_labels.png").rename(tmp_path / "c_seed000.png")
+    found, size = evaluate.open_pictures(tmp_path, "--fake")
+    assert list(found) == ["a_seed000", "a_seed001", "b_seed000", "b_seed001", "c_seed000"] and size == (32, 32)
+    for file in tmp_path.glob("*_seed*"):
+        file.unlink()
+    Image.new("RGB", (32, 32)).save(tmp_path / "grid.png")
+    assert list(evaluate.open_pictures(tmp_path, "--fake")[0]) == ["a_labels", "b_labels", "grid"]
+
+
 def paint_seeds(folder, place, greys):
     """Three toy maps' pictures under each seed: grey ones, each map a little brighter than the one before it."""
     for seed, grey in enumerate(greys):

@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 import torch.nn as nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -266,6 +268,23 @@ def test_the_profilers_own_work_is_not_counted_as_training(tmp_path, monkeypatch
     run(tmp_path, "--steps", 3, "--log-every", 3, "--profile", 1)
     total, = re.findall(r"^mean of 1 steps +([\d.]+)", capsys.readouterr().out, re.M)
     assert spent == [20, 20] and float(total) < 10_000 and lines(tmp_path)[-1]["seconds_per_step"] < 5
+
+
+def test_a_gpus_kernels_count_once_and_for_the_part_that_started_them():
+    """A step of 12 ms: G starts one kernel of 10 ms. torch lists it three times: as the operation's time, by itself,
+    and within the copy of G's range on the device; and cudaLaunchKernel's number is that of an operation."""
+    def event(number, name, spent, device, parent=None):
+        made = FunctionEvent(number, name, 0, 0, 10_000, device_type=device, use_device="cuda")
+        made.cpu_parent = parent
+        if device == DeviceType.CPU and spent:
+            made.append_kernel("gemm", 0, spent)
+        return made
+    G = event(1, "part: G", 0, DeviceType.CPU)
+    product = event(2, "aten::mm", 10_000, DeviceType.CPU, G)
+    launch = event(1, "cudaLaunchKernel", 0, DeviceType.CPU, product)
+    events = [G, product, launch, event(2, "gemm", 0, DeviceType.CUDA), event(1, "part: G", 0, DeviceType.CUDA)]
+    rows = {line[:32].strip(): line[32:].split() for line in profile.table(events, 0.012, 1, True).splitlines()}
+    assert rows["G"][:2] == ["10.0", "0.0"] and rows[profile.REST][0] == "0.0" and rows["waiting"][0] == "2.0"
 
 
 def test_profile_says_where_the_time_of_its_steps_went_and_goes_on(tmp_path, capsys):

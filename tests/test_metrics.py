@@ -238,6 +238,17 @@ def test_scored_classes_and_the_mapping_of_a_segmenter(tmp_path):
         mapping(4, data)
 
 
+def test_a_segmenter_that_knows_no_class_of_the_real_pictures_gives_a_row_and_no_ratio():
+    toy = toy_of(32)
+    wrong = 1 + toy[0]["label_map"].max().item()                                         # a class that no map has
+    segmenter = lambda x: torch.full((len(x), 32, 32), wrong), torch.arange(11), "a protocol"
+    scored = Scored((32, 32), 1, lambda i: toy[i]["image"].permute(1, 2, 0).numpy(), dataset=toy)
+    score, _ = segmentation.score_segmentation(segmenter, scored, ALONE, 1)
+    assert score["real"]["mIoU"] == 0 and score["ratio"] is None
+    name, value, text = next(segmentation.rows(score))
+    assert (name, value) == ("mIoU", "0.0000") and "none right" in text and "--segmenter-labels" in text
+
+
 def by_colour():
     """A segmenter for pictures that are painted in the toy palette: the nearest colour, at half the size."""
     net, palette = nn.Conv2d(3, 11, 1, stride=2), torch.from_numpy(toy_of(32).palette).float() / 255     # (C, 3)
@@ -350,3 +361,17 @@ def test_latency_has_every_row_and_a_compiler_that_fails_is_reported(monkeypatch
     assert rows["fp32", "compiled"]["not_run"] == "RuntimeError: no compiler here"
     assert found["parameters"] == 3 * 3 * 9 + 3 and found["flops"] == 2 * 30 * 30 * 3 * 3 * 9
     assert all(t["pictures_per_second"] > 0 and t["batch_size"] >= 1 for t in found["throughput"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+                                   torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_the_best_batch_size_is_looked_for_up_to_where_memory_ends(error):
+    def runner(G, n, precision):
+        def run():
+            if n == 4:
+                raise error
+        return run
+    assert latency.best_throughput(runner, None, "fp32", torch.device("cpu"))["batch_size"] in (1, 2)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        latency.best_throughput(runner, None, "fp32", torch.device("cpu"))

@@ -213,11 +213,21 @@ def test_dpgan_rows_have_the_heads_and_weights_they_name(row, heads, weights, tm
      dict(model="dpgan", generator="oasis", discriminator="dpgan", lambda_lm=7)),
     ("-m baselines.train --dataset cityscapes --data-path x --model oasis",
      dict(batch_size=20, lr=4e-4, lr_d=4e-4, beta2=0.999, lambda_lm=5, image_size=(256, 512))),
+    ("-m baselines.train --dataset folder --data-path x --preset laptop --model oasis",
+     dict(batch_size=4, lr=1e-3, steps=1500, image_size=(128, 128), lambda_c=0, lambda_lm=10)),
     ("-m baselines.train --dataset ade20k --data-path x --model dpgan",
      dict(batch_size=32, lr=1e-4, lr_d=4e-4, beta2=0.999, steps=126_000, class_weights="inverse"))])
 def test_the_command_line_beats_the_dataset_and_the_dataset_the_model(words, values):
     args = vars(parse(words.split())[0])
     assert {name: args[name] for name in values} == values
+
+
+def test_the_laptop_preset_gives_baselines_their_small_networks(tmp_path):
+    words = f"--preset laptop --dataset toy --image-size 32 --output-dir {tmp_path}".split()
+    args = baselines.parse_options(["--model", "oasis", *words])
+    data = open_dataset("toy", None, "train", (32, 32), instances=False)
+    G, D, *_ = baselines.build_networks(args, data, None, tmp_path, setup_ranks("cpu"))
+    assert [sum(p.numel() for p in net.parameters()) < 2e6 for net in (G, D)] == [True, True]
 
 
 @pytest.mark.parametrize("arguments, message", [

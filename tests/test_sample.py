@@ -45,6 +45,12 @@ def test_one_picture_for_each_map_and_seed_and_a_grid(two_maps):
     assert pixels(two_maps / "grid.png").shape == (2 * 128, 4 * 128, 3), "32x32 is shown four times as large"
 
 
+def test_the_grid_has_so_many_pictures_of_a_map_and_no_more(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "GRID_COLUMNS", 2)
+    run(checkpoint, tmp_path, "--dataset", "toy", "--count", 1, "--seeds", "0-4")
+    assert pixels(tmp_path / "grid.png").shape == (128, 3 * 128, 3) and len(list(tmp_path.glob("*_seed*.png"))) == 5
+
+
 def test_a_picture_depends_on_neither_batch_size_nor_order(checkpoint, two_maps, tmp_path):
     run(checkpoint, tmp_path, "--dataset", "toy", "--count", 2, "--seeds", "2,0", "--batch-size", 1)
     for name in ("val0000_seed000.png", "val0001_seed002.png"):
