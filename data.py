@@ -258,6 +258,9 @@ def open_dataset(name, path, split, image_size, seed=0, instances=True):
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name} is unknown; choose from {', '.join(DATASETS)}")
+    if name == "toy" and path:
+        raise InputError(f"--data-path {path}: --dataset toy reads no files; give --dataset NAME, one of "
+                         f"{', '.join(READERS)}")
     if name == "toy":
         return Dataset(ToyScenes(split, image_size), image_size, seed, instances)
     return Dataset(READERS[name][0](path or usual_path(name), split), image_size, seed, instances)
@@ -308,8 +311,9 @@ def report(dataset, found):
         lines.append(f"sizes (height x width): {len(set(sizes))} different, {area[0][0]}x{area[0][1]} to {area[-1][0]}x"
                      f"{area[-1][1]}; {upright} portrait, {square} square, {len(sizes) - upright - square} landscape")
         share, images = pixels.sum(axis=0) / pixels.sum(), (pixels > 0).sum(axis=0)
-        lines.append("class                        of pixels    in samples")
-        lines += [f"{c:5d} {dataset.classes[c]:<22}{share[c]:9.3%} {images[c]:9,}"
+        lines.append("class                        of pixels    in samples    colour (R G B)")
+        lines += [f"{c:5d} {dataset.classes[c]:<22}{share[c]:9.3%} {images[c]:9,}        "
+                  + "".join(f"{value:4d}" for value in dataset.palette[c])
                   + ("    unknown" if c == dataset.unknown else "") for c in np.flatnonzero(images)]
         never = ", ".join(f"{c} {dataset.classes[c]}" for c in np.flatnonzero(images == 0))
         lines.append(f"never seen: {never or 'none'}")
@@ -325,30 +329,36 @@ def sample_page(dataset, rows):
         mixed = 64 + (ids * 2654435761 >> np.array([8, 14, 20])) % 192                   # any bright colour for an id
         columns["instances"] = np.where(ids > 0, mixed, 0).astype(np.uint8)
         dy, dx = (np.stack([offset_maps(one) for one in instances], axis=1) * 3).clip(-1, 1)
-        columns["offsets: down red, right green"] = np.stack(
+        columns["dy red, dx green"] = np.stack(
             [127.5 + 127 * dy, 127.5 + 127 * dx, np.full_like(dx, 127.5)], axis=3).astype(np.uint8)
     return columns
 
 
 def main():
-    parser = new_parser("Check a dataset before training on it: read every file, count, list what is wrong, and draw a "
-                        "page of samples. Exit code 2 if anything is wrong.")
+    parser = new_parser("Check a dataset before training on it: read every file of both splits, count, list what is "
+                        "wrong, and draw a page of samples. Exit code 2 if anything is wrong.")
     add_data_options(parser, DATASETS)
-    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--split", choices=("train", "val"), help="this one alone; default: both, the page of train")
     parser.add_argument("--rows", type=COUNT, default=6, help="samples on the page")
     parser.add_argument("--output", type=Path, default="data.png", help="the page, a PNG")
     args = parser.parse_args()
     size = args.image_size or {"toy": (64, 64), "cityscapes": (256, 512)}.get(args.dataset, (256, 256))
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: cannot be written; give a PNG in a folder that exists")
-    dataset = open_dataset(args.dataset, args.data_path, args.split, size)
-    found = survey(dataset)
-    print(f"{args.dataset}, {args.split}: {report(dataset, found)}")
-    for problem in found["problems"]:
+    splits = {split: open_dataset(args.dataset, args.data_path, split, size)
+              for split in ([args.split] if args.split else ("train", "val"))}
+    problems = []
+    for split, dataset in splits.items():
+        found = survey(dataset)
+        print(f"{args.dataset}, {split}: {report(dataset, found)}")
+        problems += found["problems"]
+    for problem in problems:
         print(f"  {problem}", file=sys.stderr)
-    if found["problems"]:
-        raise InputError(f"{len(found['problems'])} of {len(dataset)} samples cannot be used, for the reasons above")
-    draw_columns(sample_page(dataset, min(args.rows, len(dataset))), args.output)
+    if problems:
+        raise InputError(f"{len(problems)} of {sum(map(len, splits.values()))} samples cannot be used, for the reasons "
+                         f"above")
+    first = next(iter(splits.values()))
+    draw_columns(sample_page(first, min(args.rows, len(first))), args.output)
     print(f"page of samples: {args.output}")
 
 

@@ -243,14 +243,17 @@ def claim_folders(args, dataset, ranks):
 
 
 def require_own_scores(args):
-    """Raises InputError where eval.json has the scores of another folder, and --force is not given."""
+    """Raises InputError where eval.json has the scores of another folder, or of a checkpoint where a folder is scored,
+    and --force is not given. Of two checkpoints claim_pictures tells."""
     file = args.output_dir / "eval.json"
     try:
-        found = read_json(file, {"fake": plain})["fake"] if file.exists() else ""
+        found = read_json(file, {"fake": plain, "checkpoint": plain}) if file.exists() else None
     except (OSError, ValueError):
         raise InputError(f"{file}: not readable as scores; move it away, or choose another --output-dir") from None
-    if found and not args.force and (not args.fake or Path(found).resolve() != args.fake.resolve()):
-        raise InputError(f"{file}: has the scores of {found}; choose another --output-dir, or --force to overwrite")
+    folders = [Path(folder).resolve() for folder in (found and found["fake"], args.fake) if folder]
+    if found and folders and (len(folders) < 2 or folders[0] != folders[1]) and not args.force:
+        raise InputError(f"{file}: has the scores of {found['fake'] or found['checkpoint']}; choose another "
+                         f"--output-dir, or --force to overwrite")
 
 
 def claim_pictures(folder, manifest, force):

@@ -17,6 +17,7 @@ Pictures, the coloured label maps and a grid of both go to --output-dir.
 """
 import argparse
 import difflib
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ def load_generator(path, device="cpu", generators=GENERATORS):
     generators: {name of an architecture: its class}.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: not there; give one of the ema_*.pt of a run folder")
+        raise InputError(f"{path}: {'a folder' if Path(path).is_dir() else 'not there'}; give one of the ema_*.pt of a "
+                         f"run folder")
     try:
         checkpoint = read_checkpoint(path, AVERAGE)
         architecture = checkpoint.get("architecture", "dp-sims")
@@ -66,8 +68,8 @@ def load_generator(path, device="cpu", generators=GENERATORS):
         raise InputError(f"{path}: not an EMA file of train.py ({' '.join(str(error).split())[:160]}); give one "
                          f"of the ema_*.pt of a run folder") from None
     if architecture not in generators:
-        raise InputError(f"{path}: a generator of {architecture}, a baseline; use the command of the same name in "
-                         f"baselines/, such as python -m baselines.sample")
+        raise InputError(f"{path}: a generator of {architecture}; those of dp-sims are for sample.py and evaluate.py, "
+                         f"the others for python -m baselines.sample, baselines.evaluate and baselines.iidm.sample")
     G = fold_spectral_norms(G.eval()).requires_grad_(False)
     return G.to(device, memory_format=torch.channels_last), checkpoint
 
@@ -115,10 +117,13 @@ def open_fitting(checkpoint, name, path, split, image_size):
     """open_dataset, for the generator of a checkpoint. Raises InputError where classes or offsets do not fit it."""
     offset_channels = checkpoint["generator"].get("offset_channels", 0)
     dataset = open_dataset(name, path, split, image_size, instances=offset_channels > 0)
-    if list(dataset.classes) != checkpoint["classes"] or 2 * dataset.has_instances != offset_channels:
-        raise InputError(f"the checkpoint was trained on {checkpoint['dataset']} with {len(checkpoint['classes'])} "
-                         f"classes and {offset_channels} offset channels; --dataset {name} has {len(dataset.classes)} "
-                         f"and {2 * dataset.has_instances}")
+    pairs = itertools.zip_longest(checkpoint["classes"], dataset.classes, fillvalue="no class")
+    c, (trained, here) = next((pair for pair in enumerate(pairs) if pair[1][0] != pair[1][1]), (0, ("", "")))
+    if trained != here:
+        raise InputError(f"--dataset {name}: class {c} is {here}, in the checkpoint it is {trained}, trained on "
+                         f"{checkpoint['dataset']}; expected the same classes in the same order")
+    if offset_channels and not dataset.has_instances:
+        raise InputError(f"--dataset {name}: no instances; the checkpoint was trained with their offsets")
     return dataset
 
 
@@ -171,8 +176,9 @@ def files_of(path):
     """--labels: a PNG or a folder of them. Raises InputError."""
     files = list(listed(path, (".png",)).values()) if path.is_dir() else [path]
     if not files or not files[0].exists() or unfit(path.name):
-        raise InputError(f"--labels {path}: not there, empty, or a name with control characters; expected a label map "
-                         f"(PNG with class numbers) or a folder of them")
+        what = ("no PNG in this folder" if path.is_dir() else "a name with control characters" if unfit(path.name)
+                else "not there")
+        raise InputError(f"--labels {path}: {what}; expected a label map (PNG with class numbers) or a folder of them")
     return files
 
 

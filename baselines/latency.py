@@ -50,7 +50,7 @@ def measure(H, W, runs, device):
 
 def main(argv):
     parser = new_parser(__doc__.splitlines()[0])
-    parser.add_argument("--image-size", type=size, default=(256, 256), help="height x width")
+    parser.add_argument("--image-size", type=size, default="256", help="height x width")
     parser.add_argument("--runs", type=COUNT, default=RUNS, help="pictures of each network and precision")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)

@@ -6,6 +6,7 @@
 
 The same options as train.py, and those of the baselines' networks and losses. `python -m tables.rows` lists the rows.
 """
+import argparse
 import sys
 
 import torch
@@ -143,6 +144,8 @@ def system_of(args):
 def parse_options(argv):
     """argv -> argparse.Namespace: the command line, over the model's and the dataset's numbers, over train.py's."""
     known = first_look(argv, "model")
+    if {"-h", "--help"} & set(argv):
+        known.model = known.model or "dp-sims"
     if known.model not in MODELS:
         raise InputError(f"--model {known.model or 'is missing'}: choose from {', '.join(MODELS)}")
     own = known.model != "dp-sims"
@@ -157,7 +160,8 @@ def parse_options(argv):
                                class_weights=("balanced", "none", "inverse"))
     add = parser.add_argument_group("baselines", "--class-weights inverse is DP-GAN Eq. 4 as printed: balanced, "
                                     "without its 1/K").add_argument
-    add("--model", choices=MODELS, help="whose networks, losses and numbers; the options below then mix them")
+    add("--model", choices=MODELS, required=True, default=argparse.SUPPRESS,
+        help="whose networks, losses and numbers; the options below then mix them")
     add("--generator", choices=MODELS)
     add("--discriminator", choices=MODELS)
     add("--concatenate-last", choices=("on", "off"), help="the last map of DP-GAN's label pyramid, at every scale (its "

@@ -146,8 +146,9 @@ def classes_of_colours(image, colours, file):
     if len(strange):
         refuse_grey(image, len(colours), file)
         raise InputError(f"{file}: colours {[(c >> 16, c >> 8 & 255, c & 255) for c in strange[:8].tolist()]} "
-                         f"({len(strange)} in all) are no class's colour; save the label map without smoothing or JPEG "
-                         f"compression; where the dataset has a palette.txt, add them to it before training")
+                         f"({len(strange)} in all) are no class's colour; expected class numbers 0..{len(colours) - 1} "
+                         f"in an 8-bit greyscale PNG, or the classes' colours without smoothing or JPEG compression; "
+                         f"where the dataset has a palette.txt, add them to it before training")
     return place.astype(np.uint8)
 
 

@@ -1,18 +1,28 @@
 """Options that several scripts share, and their ranges. Whatever does not fit becomes an InputError of one line."""
 import argparse
 import os
+import sys
 
 import torch
 
 from support.errors import InputError
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default of an option to its help, where it has one and the text does not say it."""
+
+    def _get_help_string(self, action):
+        said = action.default in (None, []) or "default:" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
+
+
 def new_parser(description, epilog=None):
     """An ArgumentParser that shows defaults, and raises InputError where argparse would print its usage and exit."""
     def fail(message):
         raise InputError(message.removeprefix("argument "))
-    parser = argparse.ArgumentParser(description=description, epilog=epilog,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    module = sys.modules["__main__"].__spec__  # of python -m
+    parser = argparse.ArgumentParser(module and f"python -m {module.name.removesuffix('.__main__')}", epilog=epilog,
+                                     description=description, formatter_class=Defaults)
     parser.error = fail
     return parser
 

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 FAKE_COLOUR = (255, 0, 255)  # of pixels that D calls "fake"
 
@@ -64,6 +64,7 @@ def draw_rows(rows, path, titles=(), height=192, gap=4):
     head, text = 16 if titles else 0, 16 if rows[0][0] else 0
     sheet = Image.new("RGB", (len(rows[0][1]) * (W * zoom + gap) - gap, head + len(rows) * (H * zoom + text)), "white")
     draw = ImageDraw.Draw(sheet)
+    draw.font = ImageFont.load_default(size=12)
     for n, title in enumerate(titles[:len(rows[0][1])]):
         draw.text((n * (W * zoom + gap) + 2, 2), title, fill="black")
     for n, (caption, pictures) in enumerate(rows):

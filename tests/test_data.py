@@ -332,7 +332,7 @@ def check(monkeypatch, capsys):
 
 def table(stdout):
     """{class: (name, share as text, samples)} of the report."""
-    rows = re.findall(r"^ *(\d+) (.+?) +([\d.]+%) +([\d,]+)(?: +unknown)?$", stdout, re.M)
+    rows = re.findall(r"^ *(\d+) (.+?) +([\d.]+%) +([\d,]+)(?: +\d+){3}(?: +unknown)?$", stdout, re.M)
     return {int(c): (name, share, int(count.replace(",", ""))) for c, name, share, count in rows}
 
 
@@ -341,8 +341,8 @@ def test_the_check_counts_what_is_there(tmp_path, check, layout):
     """Samples, sizes, instances, and pixels and samples of every class, against numpy's own count of the maps."""
     root, samples = good(tmp_path / "data", layout)
     page = tmp_path / "page.png"
-    code, stdout, stderr = check("--dataset", OPTION[layout], "--data-path", root, "--image-size", "64x32", "--output",
-                                 page)
+    code, stdout, stderr = check("--dataset", OPTION[layout], "--data-path", root, "--split", "train", "--image-size",
+                                 "64x32", "--output", page)
     assert (code, stderr) == (0, "")
     meanings = [loops_meaning(layout, labels, third) for _, labels, third in samples.values()]
     classes = [m[0].ravel() for m in meanings]
@@ -382,7 +382,8 @@ def test_the_check_lists_every_bad_file_and_counts_the_good_ones(tmp_path, check
     save(place(root, "ade20k", 1, "0"), labels_with(151))
     save(place(root, "ade20k", 0, "2"), half(place(root, "ade20k", 0, "2").read_bytes()))
     save(place(root, "ade20k", 1, "4"), np.ones((9, 9), np.uint8))
-    code, stdout, stderr = check("--dataset", "ade20k", "--data-path", root, "--output", tmp_path / "page.png")
+    code, stdout, stderr = check("--dataset", "ade20k", "--data-path", root, "--split", "train", "--output",
+                                 tmp_path / "page.png")
     assert code == 2 and not (tmp_path / "page.png").exists()
     lines = stderr.splitlines()
     assert len(lines) == 4 and "3 of 5 samples" in lines[3], stderr
@@ -397,16 +398,32 @@ def test_the_check_of_a_dataset_without_one_good_file(tmp_path, check):
     root, _ = good(tmp_path / "data", "cityscapes")
     for name in NAMES:
         save(place(root, "cityscapes", 0, name), b"")
-    code, stdout, stderr = check("--dataset", "cityscapes", "--data-path", root, "--output", tmp_path / "page.png")
+    code, stdout, stderr = check("--dataset", "cityscapes", "--data-path", root, "--split", "train", "--output",
+                                 tmp_path / "page.png")
     assert code == 2 and "3 of 3 samples" in stderr and all(name in stderr for name in NAMES)
     assert "3 samples, 35 classes, 0 instances" in stdout
+
+
+def test_the_check_reads_both_splits(tmp_path, check):
+    """A value that is no class is found in val, too; and a split that is missing, before anybody trains."""
+    root, _ = good(tmp_path / "data", "folder")
+    code, _, stderr = check("--dataset", "folder", "--data-path", root, "--output", tmp_path / "page.png")
+    assert code == 2 and f"{root / 'images' / 'val'}: no pictures there" in stderr
+    for kind in ("images", "labels", "instances"):
+        shutil.copytree(root / kind / "train", root / kind / "val")
+    code, stdout, _ = check("--dataset", "folder", "--data-path", root, "--output", tmp_path / "page.png")
+    assert code == 0 and "folder, train: 3 samples" in stdout and "folder, val: 3 samples" in stdout
+    file = root / "labels" / "val" / place(root, "folder", 1).name
+    save(file, labels_with(77))
+    code, _, stderr = check("--dataset", "folder", "--data-path", root, "--output", tmp_path / "page.png")
+    assert code == 2 and str(file) in stderr and "[77]" in stderr and "1 of 6 samples" in stderr
 
 
 def test_the_check_writes_its_page_alone(tmp_path, check):
     """Where the user asked for it, and says so."""
     root, _ = good(tmp_path / "data", "official")
-    code, stdout, stderr = check("--dataset", "coco_stuff", "--data-path", root, "--output", tmp_path / "page.png",
-                                 "--rows", 1)
+    code, stdout, stderr = check("--dataset", "coco_stuff", "--data-path", root, "--split", "train", "--output",
+                                 tmp_path / "page.png", "--rows", 1)
     assert (code, stderr) == (0, "") and str(tmp_path / "page.png") in stdout
     assert Image.open(tmp_path / "page.png").size == (4 * 256, 16 + 256), "one row, 256x256 by default"
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["page.png"], "nothing else is left behind"
@@ -418,6 +435,7 @@ def test_the_check_writes_its_page_alone(tmp_path, check):
     *((["--image-size", size], ["--image-size", "256x512"]) for size in ("0", "64x", "64x64x64", "big")),
     (["--image-size", "-64"], ["--image-size"]),
     (["--split", "test"], ["--split", "train"]),
+    (["--data-path", "GOOD"], ["--data-path", "--dataset toy reads no files", "folder"]),
     (["--rows", "two"], ["--rows"]),
     (["--rows", "0"], ["--rows", "from 1"]),
     (["--dataset", "folder", "--data-path", "GOOD", "--output", "GOOD/none/page.png"], ["--output", "none", "exists"]),

@@ -333,7 +333,7 @@ def test_files_that_do_not_fit(checkpoint, inception_weights, tmp_path, content,
     ("TOY --fake HERE/good", "give either --checkpoint EMA_FILE or --fake DIR"),
     ("TOY --samples 1", "--samples: 1: expected a whole number from 2 to 4000"),
     ("TOY --image-size 33", "both sides must be divisible by 2"),
-    ("TOY --dataset folder --data-path HERE/data", "was trained on toy with 11 classes"),
+    ("TOY --dataset folder --data-path HERE/data", "class 0 is a, in the checkpoint it is sky, trained on toy"),
     ("--fake HERE/good --real HERE/good --metrics latency", "--metrics latency: needs --checkpoint"),
     ("--fake HERE/good --real HERE/good --fid-seeds 5", "--real DIR needs --fake DIR, no --fid-seeds"),
     ("--fake HERE/good --dataset toy --count 2", "no picture of 2 of the 2 label maps, such as val")])

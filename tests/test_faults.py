@@ -561,11 +561,18 @@ def test_force_removes_only_what_a_manifest_lists(tmp_path):
 def test_scores_of_another_folder_are_kept(tmp_path):
     args, file = argparse.Namespace(output_dir=tmp_path, fake=tmp_path / "a", force=False), tmp_path / "eval.json"
     evaluate.require_own_scores(args)
-    for content, says in ((json.dumps({"fake": "b"}), "has the scores of b"), ("half", "not readable as scores")):
+    for content, says in ((json.dumps({"fake": "b", "checkpoint": ""}), "has the scores of b"),
+                          (json.dumps({"fake": "", "checkpoint": "ema.pt"}), "has the scores of ema.pt"),
+                          ("half", "not readable as scores")):
         file.write_text(content)
         with pytest.raises(InputError, match=says):
             evaluate.require_own_scores(args)
-    file.write_text(json.dumps({"fake": str(args.fake)}))
+    file.write_text(json.dumps({"fake": str(args.fake), "checkpoint": ""}))
+    evaluate.require_own_scores(args)
+    args.fake = None
+    with pytest.raises(InputError, match="has the scores of .*a; choose another"):
+        evaluate.require_own_scores(args)
+    file.write_text(json.dumps({"fake": "", "checkpoint": "ema.pt"}))  # of two checkpoints claim_pictures tells
     evaluate.require_own_scores(args)
 
 
@@ -842,7 +849,7 @@ def test_label_maps_of_a_folder_are_found_as_a_datasets(tmp_path, capsys):
 
 @pytest.mark.parametrize("name, mode, colour, says", [
     ("a.png", "RGB", (3, 3, 3), "has them three times .RGB.; save it as an 8-bit greyscale"),
-    ("a.png", "RGB", (3, 4, 5), "no class's colour; save the label map without smoothing"),
+    ("a.png", "RGB", (3, 4, 5), "no class's colour; expected class numbers 0..10 in an 8-bit greyscale PNG"),
     ("a\x1b[2J.png", "L", 3, "its name has control characters, or is no UTF-8; rename it"),
     (os.fsdecode(b"a\xff.png"), "L", 3, "its name has control characters, or is no UTF-8; rename it")])
 def test_label_maps_that_mislead_are_refused(tmp_path, name, mode, colour, says):

@@ -1,11 +1,14 @@
 """What the scripts share: files that are whole, the averaged generator, the learning rate, how a script ends."""
 import copy
 import errno
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from conftest import call
+from conftest import ROOT, call
 from generator import Generator
 from support import checkpoints
 from support.errors import InputError, run_script
@@ -155,3 +158,14 @@ def test_a_gradient_that_no_graph_has_is_left_out_of_the_log():
     assert norms[0] == {"gan_gradient_image": root, "gan_gradient_features": pytest.approx(27 ** 0.5)}
     assert norms[1] == {"gan_gradient_image": root}
     assert norms[2] == {"gan_gradient_image": 0, "gan_gradient_features": 0}  # as of a term that is detached
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "evaluate", "baselines.train", "baselines.latency"])
+def test_help_says_a_default_once_and_a_name_that_can_be_typed(script):
+    command = ["-m", script] if "." in script else [f"{script}.py"]
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    text = " ".join(done.stdout.split())
+    typed = f"python -m {script}" if "." in script else f"{script}.py"
+    assert done.returncode == 0 and text.startswith(f"usage: {typed} ")
+    assert "default: None" not in text and "default: []" not in text and "--device" in text
+    assert not re.search(r"default: [^()]*\(default:", text), "two defaults of one option"
