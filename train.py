@@ -269,7 +269,7 @@ def open_run(args, ranks, weights=()):
     dataset, validation = (open_dataset(args.dataset, args.data_path, split, args.image_size, args.seed,
                                         args.offsets == "on") for split in ("train", "val"))
     rank_0_first(lambda: find_weights(weights), ranks)
-    folder = runs.open_folder(args.output_dir, ranks)
+    folder = runs.open_folder(args, ranks)
     probabilities = training_probabilities(dataset, args.sampling, folder / "class_presence.npz", ranks)
     return dataset, validation, folder, probabilities
 

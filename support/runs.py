@@ -16,8 +16,9 @@ try:
 except ImportError:  # on Windows two runs in one folder are not noticed
     fcntl = None
 
-from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_steps_up_to, load_checkpoint,
-                                 read_checkpoint, read_lines, require_like, save_checkpoint, unlike, write_json)
+from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_steps_up_to, load_checkpoint, plain,
+                                 read_checkpoint, read_json, read_lines, require_like, save_checkpoint, unlike,
+                                 write_json)
 from support.errors import Diverged, InputError
 from support.logs import check_finite
 from support.pages import draw_columns, strip_columns
@@ -46,11 +47,22 @@ class Run(NamedTuple):
     scoring: tuple                  # --evaluate-every: features, name of the distance, statistics of the real pictures
 
 
-def open_folder(path, ranks):
-    """The run folder, made where it is not there, locked by rank 0 until its process ends, however it ends.
+def open_folder(args, ranks):
+    """--output-dir, made where it is not there, locked by rank 0 until its process ends, however it ends.
 
-    Raises InputError where nothing can be written, or another run writes."""
-    folder = Path(path)
+    Raises InputError where nothing can be written, another run writes, or one of another model or dataset lies: resume
+    would say so, too, but after a pre-training (--backbone-weights self) into that folder."""
+    folder = Path(args.output_dir)
+    try:
+        known = {"model": plain, "dataset": plain}
+        there = read_json(folder / "options.json", known) if (folder / "latest.pt").exists() else {}
+    except (OSError, ValueError):  # resume has more to go by
+        there = {}
+    for name in ("model", "dataset"):
+        if there.get(name, getattr(args, name)) != getattr(args, name):
+            raise InputError(f"{folder / 'latest.pt'} was trained with {name} {there[name]}, this command has "
+                             f"{getattr(args, name)}; choose another --output-dir, or the options that it was started "
+                             f"with")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         open(folder / "metrics.jsonl", "a").close()

@@ -318,8 +318,9 @@ def test_a_run_that_was_killed_before_its_first_save_begins_anew(tmp_path):
 
 def test_two_runs_in_one_folder(kept, monkeypatch):
     """The other process ends by SIGKILL, and its lock with it."""
-    holds = "import sys, time; from support import runs, ranks; import torch\n" \
-            "runs.open_folder(sys.argv[1], ranks.Ranks(torch.device('cpu')))\n" \
+    holds = "import sys, time; from support import runs, ranks; import torch, train\n" \
+            "args = train.parse_options(['--output-dir', sys.argv[1]])\n" \
+            "runs.open_folder(args, ranks.Ranks(torch.device('cpu')))\n" \
             "import os; os.fork() and print('held', flush=True); time.sleep(600)"  # a child that lives on
     monkeypatch.setattr(runs, "LOCKS", {})  # closed before, which gives this process's lock back
     other, before = start("-c", holds, kept, group=True), contents(kept)

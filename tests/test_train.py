@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import train
+from baselines import train as baselines_train
 from conftest import ROOT, call, lines, load, printed_by, start, tiny_inception
 from discriminator import Discriminator
 from metrics import fid
@@ -109,6 +110,11 @@ def test_a_finished_run_is_left_alone_and_so_is_one_of_another_kind(whole, capsy
         with pytest.raises(InputError, match=f"was trained with {message}"):
             run(whole, "--steps", 8, *arguments.split())
     assert (whole / "latest.pt").stat().st_mtime_ns == before
+    files = sorted(file.name for file in whole.iterdir())
+    other = baselines_train.parse_options(["--model", "oasis", "--output-dir", str(whole), "--device", "cpu"])
+    with pytest.raises(InputError, match="was trained with model dp-sims, this command has oasis"):
+        train.open_run(other, ranks.setup_ranks("cpu"))
+    assert sorted(file.name for file in whole.iterdir()) == files
 
 
 # --------------------------------------------------------------------------------------------- two ranks
