@@ -274,6 +274,7 @@ class Generator(nn.Module):
     widths: channels of the image pyramid, lowest scale first; there are len(widths) - 1 scales, and H
         and W must be divisible by 2^(scales - 1).
     padding: of the 3x3 convolutions, "zeros" or "reflect".
+    growth: of the picture from scale to scale, "nearest", or "bilinear" as in the toy preset (RESULTS.md).
     noise: "cross-attention" (Eq. 1, 2), or "concatenation" of z to every pixel of the label map (Table 6).
     self_attention: False leaves it out (Table 6).
     PAPER: silent on initialisation. / HERE: PyTorch's defaults, eta 0. / WHY: trained well from the first run.
@@ -282,9 +283,10 @@ class Generator(nn.Module):
     def __init__(self, num_classes, offset_channels=0, widths=WIDTHS, stem_channels=STEM_CHANNELS,
                  label_channels=LABEL_CHANNELS, z_dim=Z_DIM, noise_tokens=NOISE_TOKENS,
                  noise_width=NOISE_WIDTH, noise_hidden=NOISE_HIDDEN, attention_stride=ATTENTION_STRIDE,
-                 padding=PADDING, noise="cross-attention", self_attention=True):
+                 padding=PADDING, noise="cross-attention", self_attention=True, growth="nearest"):
         super().__init__()
         self.num_classes, self.offset_channels, self.z_dim = num_classes, offset_channels, z_dim
+        self.growth = dict(mode=growth, align_corners=False if growth == "bilinear" else None)
         scales = len(widths) - 1
         self.downsampling = 2 ** (scales - 1)
         attends = noise == "cross-attention"
@@ -317,9 +319,9 @@ class Generator(nn.Module):
         y = self.first(F.interpolate(x, size=h_L.shape[2:], mode="nearest"))
         for block, h_i in zip(self.blocks, reversed(modulation)):         # lowest scale first
             # TRAP: CUDA's autocast resizes in float32, and all would stay so up to the next convolution: back again
-            y = F.interpolate(y, size=h_i.shape[2:], mode="nearest").to(y.dtype)              # (B, widths[i], H', W')
+            y = F.interpolate(y, size=h_i.shape[2:], **self.growth).to(y.dtype)               # (B, widths[i], H', W')
             # "concatenated with a resized version of the ultimate map h_L". PAPER: how it is resized, and how the
-            # picture grows, is not said. / HERE: bilinear, and nearest x2. / WHY: as DP-GAN's code.
+            # picture grows, is not said. / HERE: bilinear, and nearest x2. / WHY: as DP-GAN's code; `growth`.
             resized = F.interpolate(h_L, size=h_i.shape[2:], mode="bilinear", align_corners=False).to(h_i.dtype)
             y = block(y, torch.cat([h_i, resized], dim=1))                # (B, widths[i + 1], H', W')
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)

@@ -49,22 +49,22 @@ from support.weights import LITE, build_frozen, find_weights, needed_weights, pr
 # The paper's numbers (Sec. 4.1) and, where it is silent, our choices (docs/departures.md).
 PAPER = dict(
     image_size="256", steps=63_000, batch_size=64, lr=1e-3, lr_d=0.0, beta2=0.99, noise="cross-attention",
-    self_attention="on", backbone="convnext_large", backbone_weights="imagenet", conditioning="sigmoid-bn",
-    vgg_weights="imagenet", contrastive_features="vgg19", lambda_gan=1.0, lambda_c=100.0, lambda_d=10.0, gamma=2.0,
-    class_weights="balanced", label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0, reduction="sum",
-    diversity_of="features", diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0], clip_grad=0.0,
-    sampling="rare-class", offsets="on", log_every=50, workers=min(8, os.cpu_count() or 1), picture_every=1000,
-    save_every=1000, ema_every=5000)
+    self_attention="on", growth="nearest", backbone="convnext_large", backbone_weights="imagenet", gamma=2.0,
+    conditioning="sigmoid-bn", vgg_weights="imagenet", contrastive_features="vgg19", lambda_gan=1.0, lambda_c=100.0,
+    lambda_d=10.0, class_weights="balanced", label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0,
+    reduction="sum", diversity_of="features", diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0],
+    clip_grad=0.0, sampling="rare-class", offsets="on", log_every=50, workers=min(8, os.cpu_count() or 1),
+    picture_every=1000, save_every=1000, ema_every=5000)
 # PAPER: no training length. / HERE: OASIS's 200 epochs of ADE20K (20,210 images, 64 a step: the 63,000 above), 100 of
 # COCO-Stuff; Cityscapes 60,000 steps, as its 200 epochs are only 9,300. / WHY: Table 1 compares with OASIS.
 OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000, image_size="256x512")}
 # Found by measuring (RESULTS.md): toy scenes in a quarter of an hour on two CPU cores; photos in half an hour.
 TOY = dict(
-    image_size="64", steps=1600, batch_size=4, backbone="resnet18", backbone_weights="self", vgg_weights="random",
-    anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, lr_decay_steps=[960, 1600],
-    workers=int((os.cpu_count() or 1) > 2), picture_every=100, save_every=200, ema_every=0)
+    image_size="64", steps=1600, batch_size=4, growth="bilinear", backbone="resnet18", backbone_weights="self",
+    vgg_weights="random", anchors=16, lambda_d=1.0, tau_div=0.4, ema_decay=0.995, clip_grad=5.0, ema_every=0,
+    lr_decay_steps=[960, 1600], workers=int((os.cpu_count() or 1) > 2), picture_every=100, save_every=200)
 LAPTOP = dict(TOY, image_size="128", steps=1500, lr_decay_steps=[900, 1500], picture_every=200,
-              backbone="efficientnet_lite1", backbone_weights="imagenet", vgg_weights="imagenet",
+              growth="nearest", backbone="efficientnet_lite1", backbone_weights="imagenet", vgg_weights="imagenet",
               contrastive_features="efficientnet_lite2", lambda_c=1.0, reduction="mean", diversity_of="picture",
               lambda_d=10.0, tau_div=0.1, conditioning="none")
 PRESETS = {"paper": {}, "toy": TOY, "laptop": LAPTOP}
@@ -295,7 +295,8 @@ def build_networks(args, dataset, probabilities, folder, ranks):
 
 def build_generator(args, dataset):
     options = dict(num_classes=len(dataset.classes), offset_channels=2 * dataset.has_instances, noise=args.noise,
-                   self_attention=args.self_attention == "on", **({} if args.preset == "paper" else SMALL_GENERATOR))
+                   self_attention=args.self_attention == "on", growth=args.growth)
+    options.update({} if args.preset == "paper" else SMALL_GENERATOR)
     return Generator(**options), options
 
 
@@ -329,7 +330,7 @@ def pretrain(args, dataset, probabilities, path, ranks):
 
 
 DP_SIMS = System("DP-SIMS", build_networks, draw_noise, weigh, generator_losses, discriminator_losses,
-                 ("dataset", "model", "preset", "noise", "self_attention", "backbone", "conditioning"))
+                 ("dataset", "model", "preset", "noise", "self_attention", "growth", "backbone", "conditioning"))
 
 
 # ----------------------------------------------------------------------------------------------- options
@@ -343,6 +344,7 @@ def make_parser(description, defaults, class_weights=("balanced", "none")):
     add("--preset", choices=PRESETS, help="sizes of the networks, and every default below")
     add("--noise", choices=("cross-attention", "concatenation"), help="how z enters the generator (Table 6)")
     add("--self-attention", choices=("on", "off"), help="in the label pyramid (Table 6)")
+    add("--growth", choices=("nearest", "bilinear"), help="of the picture from scale to scale")
     add("--backbone", metavar="NAME", help=f"{', '.join(BACKBONES)}, or timm:NAME (pip install timm)")
     add("--conditioning", choices=CONDITIONINGS, help="of the backbone's features (Table 5)")
     add("--backbone-weights", metavar="WEIGHTS", help="imagenet (downloaded), self (made here), random, or a file")
@@ -379,9 +381,7 @@ def defaults_of(known):
     defaults.update(PRESETS.get(known.preset) or OF_DATASET.get(known.dataset, {}))
     # PAPER: "for pre-trained Swin backbones, we found it necessary to use gradient clipping", no value.
     # HERE: to a norm of 1. / WHY: the usual value.
-    if "swin" in (known.backbone or ""):
-        defaults["clip_grad"] = 1.0
-    return defaults
+    return {**defaults, "clip_grad": 1.0} if "swin" in (known.backbone or "") else defaults
 
 
 def parse_options(argv):

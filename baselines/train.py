@@ -23,10 +23,10 @@ GENERATORS = {**OWN, "oasis": oasis.Generator, "dpgan": dpgan.Generator}
 MODELS = {
     "dp-sims": dict(generator="dp-sims", discriminator="dp-sims"),
     "oasis": dict(generator="oasis", discriminator="oasis", gamma=0.0, label_smoothing=0.0, lambda_c=0.0, lambda_d=0.0,
-                  lambda_lm=10.0, sampling="uniform", offsets="off"),
+                  lambda_lm=10.0, sampling="uniform", offsets="off", growth="nearest"),
     "dpgan": dict(generator="dpgan", discriminator="dpgan", gamma=0.0, label_smoothing=0.0, lambda_c=0.0, lambda_d=0.0,
                   lambda_lm=5.0, lambda_patch=1.0, lambda_fm=1.0, class_weights="inverse", sampling="uniform",
-                  offsets="off")}
+                  offsets="off", growth="nearest")}
 # ... and at full size. PAPER: DP-GAN gives no batch size and no length. / HERE: OASIS's, 32 images for 200 epochs.
 # WHY: its Table 1 compares with OASIS by the same protocol; its released code has 5 images, for one small GPU.
 PAPER = dict(batch_size=32, steps=126_000, lr=1e-4, lr_d=4e-4, beta2=0.999)

@@ -26,6 +26,7 @@ from support.ranks import STOPPED, StopOnSignals, Watchdog, leave_ranks
 
 
 ROLLBACKS = 3  # at most
+BEFORE = {"growth": "nearest"}  # of runs that were begun before there was such an option
 LOCKS = {}  # {run folder: its lock file, open as long as this process lives}
 
 
@@ -334,7 +335,7 @@ def restore_optimiser(optimiser, state, name):
 def check_identity(state, identity, path, args, ranks):
     """Raises InputError for a checkpoint of another model or dataset, and says which options have changed."""
     for key, now in identity.items():
-        then = state["identity"].get(key)
+        then = state["identity"].get(key, BEFORE.get(key))
         if not (np.allclose(then, now, rtol=1e-6) if key == "frozen" else then == now):
             what, here = ("frozen weights", "others") if key == "frozen" else (f"{key} {then}", now)
             if key == "frozen" and state["options"].get("seed") != args.seed:  # which drew them

@@ -267,6 +267,35 @@ def test_the_image_is_within_minus_1_and_1():
     assert 0.99 < largest <= 1, f"large features should come close to -1 or 1, and not beyond: {largest}"
 
 
+def test_the_picture_grows_by_nearest_neighbour_or_bilinearly():
+    """What the second block reads, by loops: the pixel of the small map below, or a mix of the four around it."""
+    seen = []
+    for growth in ("nearest", "bilinear"):
+        G = tiny_generator(growth=growth)
+        G.blocks[1].register_forward_hook(lambda block, inputs, y: seen.append(inputs[0]))
+        y = []
+        G.blocks[0].register_forward_hook(lambda block, inputs, output: y.append(output))
+        G(label_maps(), noise())
+        expected = torch.zeros_like(seen[-1])
+        B, C, H, W = expected.shape
+        for row in range(H):
+            for column in range(W):
+                if growth == "nearest":
+                    expected[:, :, row, column] = y[0][:, :, row // 2, column // 2]
+                    continue
+                for r, p in neighbours(row, H // 2):
+                    for c, q in neighbours(column, W // 2):
+                        expected[:, :, row, column] += p * q * y[0][:, :, r, c]
+        torch.testing.assert_close(seen[-1], expected, atol=1e-5, rtol=1e-5)
+
+
+def neighbours(i, n):
+    """[(pixel of the small map, its weight), ...] for pixel i of one twice as large: pixel centres coincide."""
+    at = min(max((i + 0.5) / 2 - 0.5, 0), n - 1)
+    low = min(int(at), n - 2)
+    return (low, 1 - (at - low)), (low + 1, at - low)
+
+
 @pytest.mark.parametrize("padding, frames", [("zeros", True), ("reflect", False)])
 def test_reflected_borders_draw_no_frame(padding, frames):
     """One class everywhere: with reflected borders every pixel sees the same, so that the picture is uniform;

@@ -105,6 +105,7 @@ def test_a_finished_run_is_left_alone_and_so_is_one_of_another_kind(whole, capsy
     out = capsys.readouterr().out
     assert "step 6 is reached already" in out and "lr 0.001 -> 0.0005" in out
     for arguments, message in (("--backbone resnet50", "backbone resnet18, this command has resnet50"),
+                               ("--growth nearest", "growth bilinear, this command has nearest"),
                                ("--conditioning none", "conditioning sigmoid-bn, this command has none"),
                                ("--seed 7", "seed 0, this command has seed 7")):  # another random backbone
         with pytest.raises(InputError, match=f"was trained with {message}"):
@@ -115,6 +116,13 @@ def test_a_finished_run_is_left_alone_and_so_is_one_of_another_kind(whole, capsy
     with pytest.raises(InputError, match="was trained with model dp-sims, this command has oasis"):
         train.open_run(other, ranks.setup_ranks("cpu"))
     assert sorted(file.name for file in whole.iterdir()) == files
+
+
+def test_a_run_of_before_an_option_has_what_was_the_only_way_then():
+    old = {"identity": {"model": "dp-sims"}, "options": {}}
+    runs.check_identity(old, {"model": "dp-sims", "growth": "nearest"}, "latest.pt", train.parse_options([]), None)
+    with pytest.raises(InputError, match="latest.pt was trained with growth nearest, this command has bilinear"):
+        runs.check_identity(old, {"growth": "bilinear"}, "latest.pt", train.parse_options([]), None)
 
 
 # --------------------------------------------------------------------------------------------- two ranks

@@ -57,7 +57,7 @@ MISTAKES = {
     "generate": [
         ("with a label map that was averaged to the lowest scale",
          "F.interpolate(x, size=h_L.shape[2:], mode=\"nearest\")", "F.adaptive_avg_pool2d(x, h_L.shape[2:])"),
-        ("when the picture grows by bilinear interpolation", "F.interpolate(y, size=h_i.shape[2:], mode=\"nearest\")",
+        ("when the picture grows by bilinear interpolation", "F.interpolate(y, size=h_i.shape[2:], **self.growth)",
          "F.interpolate(y, size=h_i.shape[2:], mode=\"bilinear\", align_corners=False)"),
         ("with h_L in front of h_i in the condition", "torch.cat([h_i, resized], dim=1)",
          "torch.cat([resized, h_i], dim=1)"),
