@@ -20,7 +20,7 @@ def new_parser(description, epilog=None):
     """An ArgumentParser that shows defaults, and raises InputError where argparse would print its usage and exit."""
     def fail(message):
         raise InputError(message.removeprefix("argument "))
-    module = sys.modules["__main__"].__spec__  # of python -m
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
     parser = argparse.ArgumentParser(module and f"python -m {module.name.removesuffix('.__main__')}", epilog=epilog,
                                      description=description, formatter_class=Defaults)
     parser.error = fail

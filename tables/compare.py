@@ -185,7 +185,8 @@ def scores_of(args, row, seed):
     """{column: number} of one run."""
     scores = scored(args, row, seed)["scores"]
     seconds = [line["seconds_per_step"] for line in read_lines(folders_of(args, row, seed)[0] / "metrics.jsonl")]
-    found = {"mIoU": scores["miou"]["generated"]["mIoU"], "of real": scores["miou"]["ratio"] or np.nan,
+    ratio = scores["miou"]["ratio"]
+    found = {"mIoU": scores["miou"]["generated"]["mIoU"], "of real": np.nan if ratio is None else ratio,
              "pixel accuracy": scores["miou"]["generated"]["pixel_accuracy"], "distance": scores["fid"]["value"],
              "seconds a step": float(np.median(seconds))}
     if row in TABLE_2:
