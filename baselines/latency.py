@@ -5,18 +5,18 @@
 The time of a network does not depend on its weights. It needs no data and no checkpoint.
 """
 import sys
+from functools import partial
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from baselines.train import GENERATORS
-from metrics.latency import RUNS, WARM_UP, seconds_of
+from metrics.latency import RUNS, WARM_UP
 from sample import fold_spectral_norms
 from support.errors import InputError, run_script
 from support.options import COUNT, new_parser, size
+from support.profile import flops_of, seconds_of
 from support.ranks import setup_ranks
 
 CLASSES = 151  # ADE20K's
@@ -35,10 +35,8 @@ def measure(H, W, runs, device):
     for name, architecture in GENERATORS.items():
         G = fold_spectral_norms(architecture(CLASSES).eval()).to(device, memory_format=torch.channels_last)
         z = torch.randn(1, G.z_dim, device=device)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused one is not counted
-            G(label_map, z)
-        found[name] = sum(p.numel() for p in G.parameters()), counter.get_total_flops() / 1e9, {"fp32": [], "bf16": []}
-        ways[name] = lambda G=G, z=z: G(label_map, z)
+        ways[name] = partial(G, label_map, z)
+        found[name] = sum(p.numel() for p in G.parameters()), flops_of(ways[name]) / 1e9, {"fp32": [], "bf16": []}
     for turn in tqdm(range(-WARM_UP, runs), desc="latency", disable=None):
         for name, run in ways.items():
             for precision, times in found[name][2].items():

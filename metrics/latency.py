@@ -1,13 +1,11 @@
 """Latency: time, memory and size of a generator (Table 4)."""
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from support.errors import out_of_memory
 from support.logs import peak_memory
-from support.profile import seconds_of
+from support.profile import flops_of, seconds_of
 
 RUNS, WARM_UP = 50, 5  # Table 4: "averaged over 50 different runs"
 
@@ -58,11 +56,10 @@ def score_latency(G, label_map, z, offsets, compiled, ranks):
                 net(*inputs)
         return run
 
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused attention is not counted
-        runner(G, 1, "fp32")()
+    flops = flops_of(runner(G, 1, "fp32"))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    found = {"parameters": sum(p.numel() for p in G.parameters()), "flops": counter.get_total_flops(),
+    found = {"parameters": sum(p.numel() for p in G.parameters()), "flops": flops,
              "one picture": []}
     for mode in ("eager", "compiled") if compiled else ("eager",):
         for precision in ("fp32", "bf16"):

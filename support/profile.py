@@ -4,6 +4,7 @@ from itertools import islice
 
 import torch
 from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +26,14 @@ def seconds_of(run, device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def flops_of(run):
+    """FLOPs of one call of run(): a multiply-add is two."""
+    # TRAP: the fused attention of a CPU is counted by some versions of torch only
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
 
 
 def matmul_rate(device, dtype):
