@@ -42,7 +42,7 @@ from readers.toy import ToyScenes
 from support.checkpoints import digest, read_arrays, write_arrays
 from support.errors import InputError, run_script
 from support.options import COUNT, add_data_options, new_parser
-from support.pages import colour_labels, draw_columns
+from support.pages import colour_labels, draw_columns, legend_of
 from support.ranks import own_group
 
 # A dataset of your own: readers/NAME.py, and its line here.
@@ -358,7 +358,8 @@ def main():
         raise InputError(f"{len(problems)} of {sum(map(len, splits.values()))} samples cannot be used, for the reasons "
                          f"above")
     first = next(iter(splits.values()))
-    draw_columns(sample_page(first, min(args.rows, len(first))), args.output)
+    columns = sample_page(first, min(args.rows, len(first)))
+    draw_columns(columns, args.output, legend_of([columns["label map"]], first.classes, first.palette))
     print(f"page of samples: {args.output}")
 
 

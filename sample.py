@@ -37,7 +37,7 @@ from support.checkpoints import AVERAGE, read_checkpoint, write_atomically
 from support.errors import InputError, run_script, unfit
 from support.export import export
 from support.options import AT_LEAST_0, MOST_DRAWN, add_drawing_options, check_sides, new_parser, number, seeds, size
-from support.pages import colour_labels, save_picture, to_pixels
+from support.pages import colour_labels, draw_rows, legend_of, save_picture, to_pixels
 from support.ranks import setup_ranks
 
 GENERATORS = {"dp-sims": Generator}
@@ -269,11 +269,10 @@ def refuse_to_overwrite(files, force):
                          + ("move this folder away" if there[0].is_dir() else "--force to overwrite"))
 
 
-def write_grid(rows, folder):
-    """rows [(H, n W, 3) uint8, ...] -> grid.png, small pictures enlarged."""
-    zoom = max(1, round(128 / len(rows[0])))
-    grid = Image.fromarray(np.concatenate(rows))
-    save_picture(grid.resize((grid.width * zoom, grid.height * zoom), Image.NEAREST), folder / "grid.png")
+def write_grid(rows, titles, checkpoint, folder):
+    """rows [[coloured label map, picture, ...], ...], (H, W, 3) uint8 each -> grid.png with titles and a legend."""
+    legend = legend_of([label_map for label_map, *_ in rows], checkpoint["classes"], checkpoint["palette"])
+    draw_rows([("", row) for row in rows], folder / "grid.png", titles, legend, height=128, gap=0)
     print(f"pictures: {folder}\ngrid:     {folder / 'grid.png'}")
 
 
@@ -329,8 +328,8 @@ def main(argv, generators=GENERATORS):
             write_atomically(args.output_dir / f"{name}_mix.gif", lambda file: first.save(
                 file, format="GIF", save_all=True, append_images=others, duration=80, loop=0))
         if len(grid) < GRID_ROWS:
-            grid.append(np.concatenate([coloured, *pictures[:GRID_COLUMNS]], axis=1))     # (H, n W, 3)
-    write_grid(grid, args.output_dir)
+            grid.append([coloured, *pictures[:GRID_COLUMNS]])                        # (H, W, 3) each
+    write_grid(grid, ["label map", *z], checkpoint, args.output_dir)
 
 
 if __name__ == "__main__":

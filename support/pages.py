@@ -51,20 +51,35 @@ def save_picture(picture, file, compress_level=6, sealed=None):
         raise
 
 
-def draw_columns(columns, path):
+def legend_of(pictures, classes, palette):
+    """{class: colour} of those that coloured label maps [(..., H, W, 3) uint8, ...] show."""
+    seen = {tuple(colour) for one in pictures for colour in np.unique(one.reshape(-1, 3), axis=0).tolist()}
+    return {name: colour for name, colour in zip(classes, map(tuple, np.asarray(palette).tolist())) if colour in seen}
+
+
+def draw_columns(columns, path, legend=()):
     """columns {title: (rows, H, W, 3) uint8} -> one PNG, a title over each column; small pictures enlarged."""
-    draw_rows([("", pictures) for pictures in zip(*columns.values())], path, list(columns), height=128, gap=0)
+    draw_rows([("", pictures) for pictures in zip(*columns.values())], path, list(columns), legend, height=128, gap=0)
 
 
-def draw_rows(rows, path, titles=(), height=192, gap=4):
+def draw_rows(rows, path, titles=(), legend=(), height=192, gap=4):
     """rows [(caption, [(H, W, 3) uint8, ...]), ...] -> a PNG, each row under its caption, if it has one; small pictures
-    enlarged to about `height`. titles: of the columns. gap: pixels between these."""
+    enlarged to about `height`. titles: of the columns. legend: of legend_of, below. gap: pixels between columns."""
     H, W = rows[0][1][0].shape[:2]
-    zoom = max(1, round(height / H))
+    zoom, font = max(1, round(height / H)), ImageFont.load_default(size=12)
     head, text = 16 if titles else 0, 16 if rows[0][0] else 0
-    sheet = Image.new("RGB", (len(rows[0][1]) * (W * zoom + gap) - gap, head + len(rows) * (H * zoom + text)), "white")
+    width, foot, right, places = len(rows[0][1]) * (W * zoom + gap) - gap, head + len(rows) * (H * zoom + text), 2, {}
+    for name in legend:
+        if right > 2 and right + 16 + font.getlength(name) > width:
+            right, foot = 2, foot + 16
+        places[name] = right, foot + 2
+        right += 28 + font.getlength(name)
+    sheet = Image.new("RGB", (width, foot + 16 * bool(legend)), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.font = ImageFont.load_default(size=12)
+    draw.font = font
+    for name, (x, y) in places.items():
+        draw.rectangle((x, y, x + 11, y + 11), fill=legend[name], outline="black")
+        draw.text((x + 16, y), name, fill="black")
     for n, title in enumerate(titles[:len(rows[0][1])]):
         draw.text((n * (W * zoom + gap) + 2, 2), title, fill="black")
     for n, (caption, pictures) in enumerate(rows):

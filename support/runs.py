@@ -21,7 +21,7 @@ from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_step
                                  write_json)
 from support.errors import Diverged, InputError
 from support.logs import check_finite
-from support.pages import draw_columns, strip_columns
+from support.pages import FAKE_COLOUR, draw_columns, legend_of, strip_columns
 from support.ranks import STOPPED, StopOnSignals, Watchdog, leave_ranks
 
 
@@ -239,8 +239,10 @@ def keep_strip(draw, run, step, ranks):
     except InputError as error:
         ranks.say(f"step {step}: no strip.png: {error}")
         return
+    maps = [pictures for title, pictures in columns.items() if title == "label map" or title.startswith("D on")]
+    legend = legend_of(maps, [*run.dataset.classes, '"fake"'], [*run.dataset.palette, FAKE_COLOUR])
     for name in ("strip.png", f"strip_{step:07d}.png") if ranks.rank == 0 else ():
-        draw_columns(columns, run.folder / name)
+        draw_columns(columns, run.folder / name, legend)
 
 
 def finish(folder, ranks, stopped=0):

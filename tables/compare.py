@@ -26,7 +26,7 @@ from readers.images import read_rgb
 from support.checkpoints import read_json, read_lines, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import COUNT, new_parser, number, seeds
-from support.pages import colour_labels, draw_rows
+from support.pages import colour_labels, draw_rows, legend_of
 from support.ranks import ENDING, STOPPED
 from tables.rows import ROWS
 
@@ -224,7 +224,7 @@ def draw_comparison(args, file):
     if styled:
         rows.append(("reference", pictures_in(folders_of(args, styled[0], args.seeds[0])[2] / "references")))
     rows += [(row, pictures_in(folders_of(args, row, args.seeds[0])[2])) for row in args.rows]
-    draw_rows(rows, file, height=128)
+    draw_rows(rows, file, legend=legend_of(rows[0][1], dataset.classes, dataset.palette), height=128)
 
 
 def main(args):

@@ -425,7 +425,7 @@ def test_the_check_writes_its_page_alone(tmp_path, check):
     code, stdout, stderr = check("--dataset", "coco_stuff", "--data-path", root, "--split", "train", "--output",
                                  tmp_path / "page.png", "--rows", 1)
     assert (code, stderr) == (0, "") and str(tmp_path / "page.png") in stdout
-    assert Image.open(tmp_path / "page.png").size == (4 * 256, 16 + 256), "one row, 256x256 by default"
+    assert Image.open(tmp_path / "page.png").size == (4 * 256, 16 + 256 + 16), "one row, 256x256 by default, a legend"
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["page.png"], "nothing else is left behind"
 
 

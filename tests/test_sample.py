@@ -42,13 +42,16 @@ def test_one_picture_for_each_map_and_seed_and_a_grid(two_maps):
     names = sorted(f.name for f in two_maps.iterdir())
     assert names == ["grid.png"] + [f"val000{i}_{what}.png" for i in (0, 1) for what in
                                     ("labels", "seed000", "seed001", "seed002")]
-    assert pixels(two_maps / "grid.png").shape == (2 * 128, 4 * 128, 3), "32x32 is shown four times as large"
+    grid, legend = np.split(pixels(two_maps / "grid.png"), [16 + 2 * 128])
+    assert grid.shape == (16 + 2 * 128, 4 * 128, 3), "titles; 32x32 is shown four times as large"
+    labels = grid[16:, :128].reshape(-1, 3)
+    assert {tuple(c) for c in labels} - {tuple(c) for c in legend.reshape(-1, 3)} == set(), "each class has its colour"
 
 
 def test_the_grid_has_so_many_pictures_of_a_map_and_no_more(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "GRID_COLUMNS", 2)
     run(checkpoint, tmp_path, "--dataset", "toy", "--count", 1, "--seeds", "0-4")
-    assert pixels(tmp_path / "grid.png").shape == (128, 3 * 128, 3) and len(list(tmp_path.glob("*_seed*.png"))) == 5
+    assert pixels(tmp_path / "grid.png").shape[1] == 3 * 128 and len(list(tmp_path.glob("*_seed*.png"))) == 5
 
 
 def test_a_picture_depends_on_neither_batch_size_nor_order(checkpoint, two_maps, tmp_path):

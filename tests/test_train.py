@@ -256,8 +256,10 @@ def test_the_run_folder_has_what_its_docstring_says(whole):
                  "G_gradient", "D_gradient", "gan_gradient_image", "contrastive_gradient_image",
                  "diversity_gradient_features", "images_per_second", "memory_gib", "eta", "lr"):
         assert np.isfinite(line[name]), name
-    width, height = Image.open(whole / "strip.png").size
-    assert (width, height) == (7 * 128, 6 * 128 + 16), "seven columns, six rows, and a line of titles"
+    strip = np.array(Image.open(whole / "strip.png"))
+    assert strip.shape[1] == 7 * 128 and strip.shape[0] in (800, 816), "seven columns, six rows, titles, a legend"
+    maps, legend = strip[16:784, 6 * 128:], {tuple(c) for c in strip[784:].reshape(-1, 3)}  # what D sees
+    assert {tuple(c) for c in maps.reshape(-1, 3)} - legend == set()
     state, frozen_bytes = load(whole / "latest.pt"), 4 * 11_176_512  # weights_only: plain types
     assert not [k for net in ("D", "P") for k in state[net] if "backbone" in k]
     assert (whole / "latest.pt").stat().st_size < frozen_bytes and (whole / "ema_0000006.pt").stat().st_size < 5e6

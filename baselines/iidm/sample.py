@@ -161,7 +161,7 @@ def inference_of(args):
 
 # ------------------------------------------------------------------------------------------------- main
 
-def write_samples(model, maps, styles, palette, args, device):
+def write_samples(model, maps, styles, checkpoint, args, device):
     """Every map in each style under each seed; and a grid of the first maps, each picture after its reference."""
     wanted, grid = [(title, read, seed) for title, read in styles.items() for seed in args.seeds], []
     titles = ["labels.png", *(f"{title}seed{seed:03d}.png" for title, _, seed in wanted)]
@@ -169,7 +169,7 @@ def write_samples(model, maps, styles, palette, args, device):
         args.output_dir / f"{name}_{title}" for name, _, _ in maps for title in titles)], args.force)
     for name, label_map, _ in tqdm(maps, desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}seed{seed:03d}.png" for title, _, seed in wanted]
-        shown = [colour_labels(label_map, palette)]
+        shown = [colour_labels(label_map, np.array(checkpoint["palette"], np.uint8))]
         save_picture(shown[0], args.output_dir / f"{name}_labels.png")
         for first in range(0, len(wanted), args.batch_size):
             _, reads, seeds = zip(*wanted[first:first + args.batch_size])
@@ -180,8 +180,9 @@ def write_samples(model, maps, styles, palette, args, device):
                 save_picture(picture, files[first + i])
                 shown += [picture] if references is None else [to_pixels(references)[i], picture]
         if len(grid) < GRID_ROWS:
-            grid.append(np.concatenate(shown, axis=1))
-    write_grid(grid, args.output_dir)
+            grid.append(shown)
+    heads = [head for title in titles[1:] for head in ("reference",) * bool(args.reference) + (title[:-len(".png")],)]
+    write_grid(grid, ["label map", *heads], checkpoint, args.output_dir)
 
 
 def write_for_scores(model, maps, read, args, ranks):
@@ -229,7 +230,7 @@ def main(argv):
     if args.for_scores:
         write_for_scores(model, maps, styles.popitem()[1], args, ranks)
     else:
-        write_samples(model, maps, styles, np.array(checkpoint["palette"], np.uint8), args, ranks.device)
+        write_samples(model, maps, styles, checkpoint, args, ranks.device)
     leave_ranks(ranks)
 
 
