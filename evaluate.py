@@ -14,12 +14,11 @@
 
 `evaluate` is the whole in five steps: open, load, draw, score, write. The output folder gets
 
-    eval.json       every number with its protocol, and what was scored
+    eval.json       every number with its protocol; of the same pictures, a later call adds its metrics to it
     eval.png        the best and the worst maps by IoU: label map, real picture, four seeds
     pictures/       seedNNN/NAME.png, with a checkpoint; a run that was killed goes on from them
 
-A picture depends on its label map and its seed alone, and the batches are the same for any number of ranks. So the
-scores are, too.
+A picture depends on its label map and its seed alone, and no score depends on the number of ranks.
 """
 import json
 import re
@@ -41,7 +40,7 @@ from sample import GENERATORS, MOST_SEEDS, SEED_STRIDE, conditions, generate, lo
 from support.checkpoints import digest, plain, read_json, sha256_of, write_json
 from support.errors import InputError, run_script
 from support.options import AT_LEAST_0, add_drawing_options, check_sides, new_parser, number, size
-from support.pages import colour_labels, draw_rows, save_picture
+from support.pages import colour_labels, draw_rows, legend_of, save_picture
 from support.ranks import batches, leave_ranks, rank_0_first, read_ahead, setup_ranks
 from support.weights import has_lite
 
@@ -243,17 +242,18 @@ def claim_folders(args, dataset, ranks):
 
 
 def require_own_scores(args):
-    """Raises InputError where eval.json has the scores of another folder, or of a checkpoint where a folder is scored,
-    and --force is not given. Of two checkpoints claim_pictures tells."""
+    """Sets args.earlier, what eval.json has or None, and args.files, by which --fake is known again. Raises InputError
+    where eval.json is of another folder, or not of a folder, without --force. Checkpoints: see claim_pictures."""
     file = args.output_dir / "eval.json"
     try:
-        found = read_json(file, {"fake": plain, "checkpoint": plain}) if file.exists() else None
+        found = read_json(file, {"fake": plain, "checkpoint": plain, "scores": dict}) if file.exists() else None
     except (OSError, ValueError):
         raise InputError(f"{file}: not readable as scores; move it away, or choose another --output-dir") from None
     folders = [Path(folder).resolve() for folder in (found and found["fake"], args.fake) if folder]
     if found and folders and (len(folders) < 2 or folders[0] != folders[1]) and not args.force:
         raise InputError(f"{file}: has the scores of {found['fake'] or found['checkpoint']}; choose another "
                          f"--output-dir, or --force to overwrite")
+    args.earlier, args.files = found, args.fake and digest("\n".join(stamps(sorted(args.fake.rglob("*.*")))))
 
 
 def claim_pictures(folder, manifest, force):
@@ -318,23 +318,24 @@ def best_and_worst(by_map):
 def write_scores(args, scores, scored, page, manifest, ranks):
     """eval.json, eval.png of the maps in `page` (see best_and_worst), and the table on the terminal."""
     (H, W), dataset, out = scored.size, scored.dataset, args.output_dir
-    write_json({"checkpoint": str(args.checkpoint or ""), "fake": str(args.fake or ""), "real": str(args.real or ""),
-                "dataset": args.dataset, "split": args.split, "image_size": [H, W], "maps": scored.count,
-                "torch": torch.__version__, "torchvision": torchvision.__version__, "device": str(ranks.device),
-                "manifest": manifest and {**manifest, "names": len(manifest["names"])}, "scores": scores},
-               out / "eval.json")
+    about = {"checkpoint": str(args.checkpoint or ""), "fake": str(args.fake or ""), "real": str(args.real or ""),
+             "dataset": args.dataset, "split": args.split, "image_size": [H, W], "maps": scored.count,
+             "files": args.files, "against": digest(scored.real_key),
+             "torch": torch.__version__, "torchvision": torchvision.__version__, "device": str(ranks.device),
+             "manifest": manifest and {**manifest, "names": len(manifest["names"])}}
+    earlier = args.earlier["scores"] if args.earlier and about.items() <= args.earlier.items() else {}
+    kept = {metric: earlier[metric] for metric in METRICS if metric in earlier}
+    write_json({**about, "scores": {**kept, **scores}}, out / "eval.json")
     ranks.say(f"{args.checkpoint or args.fake}: {scored.count} pictures of {H}x{W} (height x width)")
-    for metric, score in scores.items():
-        for name, value, note in METRICS[metric].rows(score):
-            ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
+    for name, value, note in (row for metric in scores for row in METRICS[metric].rows(scores[metric])):
+        ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
     ranks.say("\n".join(f"  {score['protocol']}" for score in scores.values()))
-    rows = []
-    for what, i, iou in page:
-        labels = colour_labels(dataset[i]["label_map"], dataset.palette)                  # (H, W, 3)
-        drawn = [scored.fake(i, seed) for seed in range(PAGE_SEEDS)] if args.checkpoint else [scored.fake(i)]
-        rows.append((f"{what}: {dataset.names[i]}, IoU {iou:.3f} (seed 0)", [labels, scored.real(i), *drawn]))
+    rows = [(f"{what}: {dataset.names[i]}, IoU {iou:.3f} (seed 0)", [
+        colour_labels(dataset[i]["label_map"], dataset.palette), scored.real(i),
+        *(scored.fake(i, seed) for seed in range(PAGE_SEEDS if args.checkpoint else 1))]) for what, i, iou in page]
     if rows:
-        draw_rows(rows, out / "eval.png", ("label map", "real", *(f"seed {seed}" for seed in range(PAGE_SEEDS))))
+        draw_rows(rows, out / "eval.png", ("label map", "real", *(f"seed {seed}" for seed in range(PAGE_SEEDS))),
+                  legend_of([labels for _, (labels, *_) in rows], dataset.classes, dataset.palette))
         ranks.say(f"page:     {out / 'eval.png'}")
     ranks.say(f"numbers:  {out / 'eval.json'}")
 
@@ -385,9 +386,8 @@ def check(args):
         if metric not in possible:
             raise InputError(f"--metrics {metric}: needs {'--checkpoint' if metric == 'latency' else '--dataset'}")
     args.metrics = [metric for metric in METRICS if metric in asked]
-    if args.output_dir is None:
-        step = args.checkpoint and args.checkpoint.stem.removeprefix("ema_")
-        args.output_dir = args.checkpoint.with_name(f"eval_{step}") if args.checkpoint else Path("eval")
+    args.output_dir = args.output_dir or (args.checkpoint.with_name(
+        f"eval_{args.checkpoint.stem.removeprefix('ema_')}") if args.checkpoint else Path("eval"))
     args.cache_dir = args.cache_dir or args.output_dir.parent / "eval_cache"
     return args
 

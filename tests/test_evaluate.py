@@ -78,7 +78,7 @@ def test_a_run_again_gives_the_same_and_draws_only_what_is_missing(checkpoint, t
     assert set(first) == {"fid", "miou", "diversity"}
     content = json.loads((out / "eval.json").read_text())
     assert all("protocol" in s for s in content["scores"].values()), "every number with its protocol"
-    assert Image.open(out / "eval.png").size == (6 * (6 * 32 + 4) - 4, 16 + 7 * (6 * 32 + 16))
+    assert Image.open(out / "eval.png").size == (6 * (6 * 32 + 4) - 4, 16 + 7 * (6 * 32 + 16) + 16)
     assert "LPIPS diversity                        not run" in printed
     contents = {file: file.read_bytes() for file in sorted((out / "pictures").glob("seed*/*.png"))}
     assert len(contents) == 3 * 7 + 7, "the page wants a fourth seed of its maps"
@@ -94,6 +94,26 @@ def test_a_run_again_gives_the_same_and_draws_only_what_is_missing(checkpoint, t
                   "cpu", "--segmenter-steps", 2, "--output-dir", tmp_path / "fake", "--cache-dir", tmp_path / "cache")
     for metric, number in (("fid", "value"), ("miou", "generated")):
         assert found[metric][number] == first[metric][number], "the folder scores as the checkpoint that drew it"
+
+
+def test_a_later_call_adds_to_the_scores_of_the_same_pictures_and_of_no_others(checkpoint, tmp_path, quick):
+    def held(folder):
+        return json.loads((folder / "out/eval.json").read_text())["scores"]
+    first = score(*options(checkpoint, tmp_path, "--metrics", "miou"))
+    second = score(*options(checkpoint, tmp_path, "--metrics", "fid"))
+    assert held(tmp_path) == {**first, **second} and set(second) == {"fid"}
+    score(*options(checkpoint, tmp_path, "--metrics", "fid", "--count", 6))
+    assert set(held(tmp_path)) == {"fid"}, "mIoU was of 7 maps"
+
+    fake = tmp_path / "out/pictures/seed000"
+    common = ["--fake", fake, "--dataset", "toy", "--count", 7, "--device", "cpu", "--segmenter-steps", 2,
+              "--output-dir", tmp_path / "folder/out", "--cache-dir", tmp_path / "cache"]
+    score(*common, "--metrics", "miou")
+    score(*common, "--metrics", "fid")
+    assert set(held(tmp_path / "folder")) == {"miou", "fid"}
+    Image.new("RGB", (32, 32)).save(fake / "val0003.png")
+    score(*common, "--metrics", "fid")
+    assert set(held(tmp_path / "folder")) == {"fid"}, "mIoU was of another val0003.png"
 
 
 def test_pictures_of_another_checkpoint_are_not_reused(checkpoint, tmp_path, quick):
