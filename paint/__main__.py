@@ -42,7 +42,7 @@ def open_model(args):
         G, checkpoint = load_generator(args.checkpoint, device, GENERATORS)
     except InputError as error:
         if "a generator of iidm" in str(error):
-            raise InputError(f"{args.checkpoint}: IIDM takes a hundred steps for a picture, which cannot follow a "
+            raise InputError(f"{args.checkpoint}: IIDM takes hundreds of steps for a picture, which cannot follow a "
                              f"brush; give a checkpoint of DP-SIMS, OASIS or DP-GAN") from None
         raise
     name = args.dataset or ("toy" if checkpoint["dataset"] == "toy" else None)

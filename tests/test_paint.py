@@ -278,7 +278,7 @@ def test_only_this_machines_names_are_known(server):
 
 @pytest.mark.parametrize("arguments, message", [
     ("--checkpoint nowhere.pt", "nowhere.pt: not there"),
-    ("--checkpoint IIDM", "IIDM takes a hundred steps"),
+    ("--checkpoint IIDM", "IIDM takes hundreds of steps"),
     ("--checkpoint OTHER", "not an EMA file of train.py (11 classes, 10 names, 11 colours"),
     ("--checkpoint EMA --port 70000", "a whole number from 0 to 65535"),
     ("--checkpoint EMA --port TAKEN", "cannot be served (Address already in use); another --port"),
