@@ -97,8 +97,7 @@ def object_miou(iou, dataset):
     # PAPER: objects of Cityscapes alone. / HERE: of ADE20K the 100 things of its own instance challenge, of COCO-Stuff
     # COCO's things, of toy scenes the classes with instances, of your own folder none. / WHY: DP-GAN's is for street
     # scenes; these are the datasets' own lists.
-    names = scored_classes(dataset)[0]
-    return iou[[not set(dataset.objects).isdisjoint(name.split(" / ")) for name in names]].nanmean()
+    return iou[[not set(dataset.objects).isdisjoint(one.split(" / ")) for one in scored_classes(dataset)[0]]].nanmean()
 
 
 def score_segmentation(segmenter, scored, ranks, batch_size):
@@ -250,6 +249,8 @@ def train_segmenter(dataset, kind, steps, samples, seed, device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = (LiteSegmenter if kind == "lite0" else SmallSegmenter)(len(names), dataset.image_size).to(device).train()
+    if kind == "lite0":
+        net.encoder.eval()  # batch norm with ImageNet's statistics: those of 8 pictures move the score (RESULTS.md)
     groups = [{"params": [p for name, p in net.named_parameters() if name.startswith("encoder.") == of_encoder]}
               for of_encoder in (True, False)]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
@@ -281,8 +282,7 @@ def add_options(group):
                        "code when it is opened")
     group.add_argument("--segmenter-steps", type=number(2), help=f"of training; default: {STEPS['lite0']} for "
                        f"lite0, {STEPS['small']} for small")
-    group.add_argument("--segmenter-seed", type=AT_LEAST_0, default=0, help="of training; another one shows how far "
-                       "the score depends on it")
+    group.add_argument("--segmenter-seed", type=AT_LEAST_0, default=0, help="of training; another shows the spread")
 
 
 def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
@@ -291,7 +291,7 @@ def trained_segmenter(training, name, kind, steps, seed, ranks, cache):
     (H, W), K = training.image_size, len(scored_classes(training)[0])
     steps = steps or STEPS[kind]
     settings = f"{steps} steps of {BATCH} out of {SAMPLES} augmented samples" + f", seed {seed}" * bool(seed)
-    settings += ", lite0 version 1" if kind == "lite0" else ", version 1"
+    settings += ", lite0 version 2" if kind == "lite0" else ", version 1"
     key = f"{training.fingerprint()}\n{training.image_size}\n{training.classes}\n{settings}\n{ranks.device.type}"
     file = Path(cache) / f"segmenter_{digest(key)[:16]}.pt"
 

@@ -158,6 +158,10 @@ def test_the_lite0_segmenter_learns_is_cached_and_depends_on_its_seed(tmp_path, 
     generated, real, _ = segmentation.compare(segmenter, scored, ALONE, 4)
     assert segmentation.pixel_accuracy(real) > 0.7 > segmentation.pixel_accuracy(generated)
     assert "EfficientNet-Lite0" in segmenter[2]
+    imagenet = weights.load_timm("efficientnet_lite0", "imagenet", 0)[0].state_dict()
+    trained = segmenter[0].net.encoder.state_dict()
+    changed = {key for key in imagenet if not torch.equal(imagenet[key], trained[key])}
+    assert changed and not [key for key in changed if "running" in key], "weights learn, batch norm's statistics stay"
     load(1)
     assert len(list(tmp_path.glob("segmenter_*.pt"))) == 2
     monkeypatch.setattr(segmentation, "train_segmenter", None)  # from the cache
