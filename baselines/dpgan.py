@@ -102,13 +102,13 @@ class Generator(nn.Module):
         y = self.first(F.interpolate(x, size=alpha[0].shape[2:], mode="nearest"))  # up_0
         for i, block in enumerate(self.blocks):
             if i > 0:
-                y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, widths[i], 2H', 2W')
+                y = F.interpolate(y, scale_factor=2, mode="nearest").to(y.dtype)  # (B, widths[i], 2H', 2W')
             condition = alpha[i]                                          # (B, 64, H', W')
             if self.concatenate_last:
                 # gamma^i = Conv(alpha^i (+) Up(alpha^0)), beta^i = Conv(alpha^i (+) Up(alpha^0))  (DP-GAN Eq. 2)
                 # PAPER: "for i > 0". / HERE: for i = 0, too. / WHY: its code, and 69.5 M of its Table 5.
                 up = F.interpolate(alpha[0], size=alpha[i].shape[2:], mode="bilinear", align_corners=False)
-                condition = torch.cat([alpha[i], up], dim=1)              # (B, 64 + 64, H', W')
+                condition = torch.cat([alpha[i], up.to(alpha[i].dtype)], dim=1)  # (B, 64 + 64, H', W')
             # gamma^i (h^i - mu^i) / sigma^i + beta^i in every SPADE of the block               (DP-GAN Eq. 1)
             y = block(y, condition)                                       # (B, widths[i + 1], H', W')
         # PAPER: "Conv2D, LeakyRelu, TanH" (Table 8). / HERE: LeakyReLU, convolution, tanh. / WHY: its code; the
@@ -151,9 +151,9 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(patch_head(widths[side][i], head_channels) for side, i in self.patch_levels)
         initialise(self.heads)
 
-    def compile(self, **options):
+    def compile(self):
         """--compile: the losses call everything(), not the module."""
-        self.everything = torch.compile(self.everything, **options)
+        self.everything = torch.compile(self.everything)
 
     def features(self, image):
         """None: there is no backbone."""

@@ -106,7 +106,7 @@ class Generator(nn.Module):
         y = self.first(F.interpolate(x, scale_factor=1 / self.downsampling, mode="nearest"))
         for i, block in enumerate(self.blocks):
             if i > 0:
-                y = F.interpolate(y, scale_factor=2, mode="nearest")      # (B, widths[i], 2H', 2W')
+                y = F.interpolate(y, scale_factor=2, mode="nearest").to(y.dtype)  # (B, widths[i], 2H', 2W')
             y = block(y, F.interpolate(x, size=y.shape[2:], mode="nearest"))  # (B, widths[i + 1], H', W')
         features = F.leaky_relu(y, 0.2)                                   # G^f (B, widths[-1], H, W)
         image = torch.tanh(self.to_image(features).float())               # x^  (B, 3, H, W)
@@ -154,7 +154,8 @@ class Discriminator(nn.Module):
             down.append(y)
         for i, block in enumerate(self.decoder):
             y = y if i == 0 else torch.cat([y, down[-1 - i]], dim=1)      # cat(up_i, down_(n-i))
-            y = block(F.interpolate(y, scale_factor=2, mode="nearest"))   # (B, decoder_widths[i], 2H', 2W')
+            y = F.interpolate(y, scale_factor=2, mode="nearest").to(y.dtype)  # as in discriminator.py
+            y = block(y)                                                  # (B, decoder_widths[i], 2H', 2W')
             up.append(y)
         return down, up
 

@@ -144,6 +144,27 @@ def test_every_scale_sees_noise_and_labels_at_its_own_size():
         assert_is(condition, x[:, :, ::stride, ::stride], f"block {i} must be conditioned at 1/{stride}")
 
 
+def tiny_dpgan():
+    return dpgan.Generator(CLASSES, widths=TINY["widths"], stem_channels=5, label_channels=4, z_dim=6)
+
+
+@pytest.mark.parametrize("make", [tiny_generator, tiny_dpgan, tiny_discriminator])
+def test_what_cudas_autocast_resizes_in_float32_goes_on_in_bf16(make, monkeypatch):
+    """As in generator.py and discriminator.py: SPADE and the blocks would else read and write twice the bytes."""
+    net, seen, resize = make(), [], F.interpolate
+
+    def in_float32(x, *args, **options):
+        return resize(x.float() if x.is_floating_point() else x, *args, **options)
+
+    monkeypatch.setattr(F, "interpolate", in_float32)
+    for block in [*getattr(net, "blocks", [])[1:], *getattr(net, "decoder", [])]:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.rand(2, 3, 64, 64)) if make is tiny_discriminator else net(
+            torch.zeros(2, 64, 64, dtype=torch.int64), torch.randn(2, net.z_dim))
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_every_image_follows_its_own_z():
     assert_every_image_follows_its_own_z(tiny_generator())
 

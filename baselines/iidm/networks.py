@@ -187,7 +187,8 @@ class UNetBlock(nn.Module):
 
     def resized(self, x):
         before, after = self.strides
-        return F.avg_pool2d(x, 2) if before < after else F.interpolate(x, scale_factor=2.0) if before > after else x
+        larger = F.interpolate(x, scale_factor=2.0).to(x.dtype) if before > after else x  # as in generator.py
+        return F.avg_pool2d(x, 2) if before < after else larger
 
 
 class UNetAttention(nn.Module):
