@@ -138,8 +138,9 @@ def table(*rows):
     print(head, "|---" * len(rows[0]) + "|", *rest, "", sep="\n")
 
 
-def report(known, args, B=4):
+def report(known, args):
     data, n, pictures = SETS[known.dataset], known.gpus, args.steps * args.batch_size
+    B = math.lcm(4, args.diversity_every)  # every such picture is drawn a second time for Eq. 6
     with fake_tensors():
         parts = {part: [c / B / 1e9 for c in counts]
                  for part, counts in count_flops(*build(args, data, B), args).items()}

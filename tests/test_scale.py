@@ -22,6 +22,17 @@ TOY = "--dataset toy --backbone-weights random --vgg-weights random --image-size
 DATA = SimpleNamespace(classes=range(11), has_instances=True)
 
 
+def test_the_pictures_that_are_drawn_twice_are_counted(capsys):
+    """G draws 1 + 1/4 times the batch with --diversity-every 4, and 1 + 1/24 times with 24."""
+    costs = []
+    for every in (4, 24):
+        scale.report(*scale.parse_options("--dataset ade20k --preset toy --image-size 256 --batch-size 192 "
+                                          f"--diversity-every {every}".split()))
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| G, "))
+        costs.append(float(row.split("|")[2]))
+    assert costs[0] / costs[1] == pytest.approx((1 + 1 / 4) / (1 + 1 / 24), abs=0.01)
+
+
 @pytest.mark.parametrize("more", ["", "--lambda-c 0 --lambda-d 0"])
 def test_fake_tensors_are_counted_like_a_real_step(more):
     args = train.parse_options(f"{TOY} {more}".split())
