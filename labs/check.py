@@ -254,4 +254,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    run_script("check.py", lambda: sys.exit(main(sys.argv[1:])))
+    run_script("check.py", lambda: main(sys.argv[1:]))

@@ -54,7 +54,9 @@ def train_sick(number, options=()):
         dataset, _, _, probabilities = train.open_run(args, ranks)
         train.pretrain(args, dataset, probabilities, Path(args.backbone_weights), ranks)
     with put_in(changed):
-        train.train(args, train.DP_SIMS)
+        code = train.train(args, train.DP_SIMS)
+    if code:  # stopped by a signal
+        sys.exit(code)
     return Path(args.output_dir)
 
 

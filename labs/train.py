@@ -43,7 +43,7 @@ def main(argv, labs=LABS):
             print(f"  {task.target:<46}{whose}")
     with put_in(yours):
         try:
-            train.train(args, train.DP_SIMS)
+            return train.train(args, train.DP_SIMS)  # the exit code
         except (InputError, OSError):
             raise
         except Exception as error:  # whatever a student's function can raise, or lead to
