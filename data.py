@@ -25,6 +25,7 @@ In the order of Sec. 4.1:
 `python data.py --dataset NAME --data-path DIR` checks every file and draws a page of samples. Run it before you train.
 """
 import os
+import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from readers import ade20k, cityscapes, coco_stuff, folder
-from readers.toy import ToyScenes
+from readers import ade20k, cityscapes, coco_stuff, folder, toy
 from support.checkpoints import digest, read_arrays, write_arrays
-from support.errors import InputError, run_script
+from support.errors import InputError, first_line, run_script, with_remedy
 from support.options import COUNT, add_data_options, new_parser
 from support.pages import colour_labels, draw_columns, legend_of
 from support.ranks import own_group
@@ -236,17 +236,20 @@ def training_batches(dataset, probabilities, first, last, args, ranks):
 
 
 def batches_of(loader):
-    """The batches of a DataLoader. A loader process's InputError is raised here without its stack trace, and one where
-    such a process was killed."""
+    """The batches of a DataLoader. A loader process's InputError or OSError is raised here without its stack trace, and
+    an InputError where such a process was killed."""
     try:
         batches = iter(loader)
         if loader.num_workers and hasattr(signal, "SIGCHLD"):  # TRAP: torch's handler raises wherever the run is, even
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)      # in a save; the next batch tells, within five seconds
         yield from batches
-    except InputError as error:
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("support.errors.InputError: ")) from None
+    except (InputError, OSError) as error:
+        *trace, last = str(error).strip().splitlines()
+        raise InputError(with_remedy(re.sub(r"^[\w.]+: ", "", last) if trace else last)) from None
     except RuntimeError as error:
-        raise InputError(str(error).strip().splitlines()[0]) from None
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise InputError(first_line(error)) from None
 
 
 # ------------------------------------------------------------------------------------------ opening a dataset
@@ -261,8 +264,10 @@ def open_dataset(name, path, split, image_size, seed=0, instances=True):
     if name == "toy" and path:
         raise InputError(f"--data-path {path}: --dataset toy reads no files; give --dataset NAME, one of "
                          f"{', '.join(READERS)}")
+    if name == "toy" and min(image_size) < toy.SMALLEST:
+        raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: toy scenes need sides of {toy.SMALLEST}")
     if name == "toy":
-        return Dataset(ToyScenes(split, image_size), image_size, seed, instances)
+        return Dataset(toy.ToyScenes(split, image_size), image_size, seed, instances)
     return Dataset(READERS[name][0](path or usual_path(name), split), image_size, seed, instances)
 
 
@@ -321,7 +326,7 @@ def report(dataset, found):
 
 
 def sample_page(dataset, rows):
-    """{title: (rows, H, W, 3) uint8} for draw_columns: samples spread over the dataset, as the networks get them."""
+    """Columns and legend for draw_columns: samples spread over the dataset, as the networks get them."""
     images, labels, instances = zip(*(dataset.planes(i * len(dataset) // rows) for i in range(rows)))
     columns = {"picture": images, "label map": colour_labels(np.stack(labels), dataset.palette)}
     if dataset.has_instances:
@@ -331,7 +336,7 @@ def sample_page(dataset, rows):
         dy, dx = (np.stack([offset_maps(one) for one in instances], axis=1) * 3).clip(-1, 1)
         columns["dy red, dx green"] = np.stack(
             [127.5 + 127 * dy, 127.5 + 127 * dx, np.full_like(dx, 127.5)], axis=3).astype(np.uint8)
-    return columns
+    return columns, legend_of(labels, dataset.classes, dataset.palette)
 
 
 def main():
@@ -343,7 +348,7 @@ def main():
     parser.add_argument("--output", type=Path, default="data.png", help="the page, a PNG")
     args = parser.parse_args()
     size = args.image_size or {"toy": (64, 64), "cityscapes": (256, 512)}.get(args.dataset, (256, 256))
-    if args.output.is_dir() or not args.output.parent.is_dir():
+    if args.output.suffix != ".png" or args.output.is_dir() or not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: cannot be written; give a PNG in a folder that exists")
     splits = {split: open_dataset(args.dataset, args.data_path, split, size)
               for split in ([args.split] if args.split else ("train", "val"))}
@@ -358,8 +363,8 @@ def main():
         raise InputError(f"{len(problems)} of {sum(map(len, splits.values()))} samples cannot be used, for the reasons "
                          f"above")
     first = next(iter(splits.values()))
-    columns = sample_page(first, min(args.rows, len(first)))
-    draw_columns(columns, args.output, legend_of([columns["label map"]], first.classes, first.palette))
+    columns, legend = sample_page(first, min(args.rows, len(first)))
+    draw_columns(columns, args.output, legend)
     print(f"page of samples: {args.output}")
 
 

@@ -27,7 +27,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from support.weights import IMAGENET_MEAN, IMAGENET_STD, load_timm, load_torchvision, timm_name
 
-# Channels of the four stages; strides are 4, 8, 16, 32 for all of them. Asserted when one is built.
+# Channels of the four stages; strides are 4, 8, 16, 32 for all of them. Checked when one is built.
 BACKBONES = {
     "convnext_large": (192, 384, 768, 1536),
     "convnext_base": (128, 256, 512, 1024),

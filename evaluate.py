@@ -21,7 +21,6 @@
 A picture depends on its label map and its seed alone, and no score depends on the number of ranks.
 """
 import json
-import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,8 +33,9 @@ from PIL import Image
 
 from data import DATASETS, open_dataset
 from metrics import Scored, diversity, fid, latency, pictures_a_map, segmentation
-from readers.files import listed, stamps
-from readers.images import IMAGE_ENDINGS, open_picture, read_rgb
+from readers.files import stamps
+from readers.generated import open_pictures, open_seeds
+from readers.images import read_rgb
 from sample import GENERATORS, MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise, open_fitting
 from support.checkpoints import digest, plain, read_json, sha256_of, write_json
 from support.errors import InputError, run_script
@@ -96,7 +96,7 @@ def open_checkpoint(args, ranks, generators):
     """
     G, checkpoint = load_generator(args.checkpoint, ranks.device, generators)
     args.dataset, image_size = args.dataset or checkpoint["dataset"], args.image_size or tuple(checkpoint["image_size"])
-    check_sides(image_size, G.downsampling)
+    check_sides(image_size, G.downsampling, padding=G.first.padding_mode)
     dataset = open_fitting(checkpoint, args.dataset, args.data_path, args.split, image_size)
     return G, with_label_maps(args, dataset, "seed 0 of the averaged generator",
                               lambda i, seed=0: read_rgb(file_of(args, seed, dataset.names[i]), sealed=args.seal))
@@ -105,6 +105,7 @@ def open_checkpoint(args, ranks, generators):
 def open_folders(args):
     """--fake with --dataset or --real -> Scored. Raises InputError where the pictures do not fit together."""
     found, (H, W) = open_seeds(args.fake) if args.dataset else open_pictures(args.fake, "--fake")
+    of_fake = "\n".join(stamps(f.resolve() for some in (found if args.dataset else [found]) for f in some.values()))
     if args.image_size not in (None, (H, W)):
         raise InputError(f"--fake {args.fake}: pictures of {H}x{W} (height x width), not {args.image_size[0]}x"
                          f"{args.image_size[1]}; generated pictures are scored as they are")
@@ -121,7 +122,7 @@ def open_folders(args):
             raise InputError(f"--fake {args.fake}: {len(found)} pictures a map for diversity or --fid-seeds; expected "
                              f"{pictures_a_map(args)} or more, as NAME_seed000.png or seed000/NAME.png")
         return with_label_maps(args, dataset, f"{suffixes(found[0])} files",
-                               lambda i, seed=0: read_rgb(found[seed][dataset.names[i]]))
+                               lambda i, seed=0: read_rgb(found[seed][dataset.names[i]]), of_fake)
 
     real_files, real_size = open_pictures(args.real, "--real", args.image_size)
     if real_size != (H, W):
@@ -135,56 +136,17 @@ def open_folders(args):
     stats = "\n".join(stamps(file.resolve() for file in real))
     how = f"; files {suffixes(found)} generated, {suffixes(real_files)} real" + (
         "; real pictures resized bicubic" if args.image_size else ", as they are")
-    return Scored((H, W), len(fake), lambda i, seed=0: read_rgb(fake[i]), read_real, len(real), stats, how)
+    return Scored((H, W), len(fake), lambda i, seed=0: read_rgb(fake[i]), of_fake, read_real, len(real), stats, how)
 
 
-def with_label_maps(args, dataset, what, fake):
-    """Scored for one generated picture of each label map. what: these pictures, in words. fake: see Scored."""
+def with_label_maps(args, dataset, what, fake, fake_key=""):
+    """Scored for one generated picture of each label map. what: these pictures, in words. The rest: see Scored."""
     count = min(len(dataset), args.count or len(dataset))
     if count < 2:
         raise InputError(f"--dataset {args.dataset}: {count} pictures to score; expected 2 or more (a covariance)")
     how = f"; one for each label map of {args.dataset} {args.split}, {what}; real pictures resized bicubic"
-    return Scored(dataset.image_size, count, fake, lambda i: dataset[i]["image"].permute(1, 2, 0).numpy(), count,
-                  dataset.fingerprint(), how, dataset)
-
-
-def open_seeds(folder):
-    """--fake DIR -> ([{name: file} of the first seed, of the second, ...], (H, W) of all). Raises InputError.
-
-    Files are named NAME.png, NAME_seed000.png as sample.py does, or seed000/NAME.png as this script does.
-    """
-    parts = sorted(part for part in folder.glob("seed[0-9]*") if part.is_dir()) or [folder]
-    found, sizes = zip(*(open_pictures(part, "--fake") for part in parts))
-    if len(set(sizes)) > 1:
-        raise InputError(f"--fake {folder}: pictures of {len(set(sizes))} sizes; bring all to one size")
-    if len(parts) > 1:
-        return list(found), sizes[0]
-    seeds = {}
-    for name, file in found[0].items():
-        name, _, seed = name.rpartition("_seed") if re.fullmatch(r".+_seed\d+", name) else (name, "", "0")
-        seeds.setdefault(int(seed), {})[name] = file
-    return [seeds[seed] for seed in sorted(seeds)], sizes[0]
-
-
-def open_pictures(folder, flag, resize=None):
-    """--fake or --real DIR -> ({name: file}, (H, W) of them all, or `resize`). Raises InputError."""
-    if not folder.is_dir():
-        raise InputError(f"{flag} {folder}: no such folder; expected a folder of pictures")
-    files, sizes = listed(folder, IMAGE_ENDINGS), {}
-    drawn = {name.rpartition("_seed")[0] for name in files if re.fullmatch(r".+_seed\d+", name)}
-    for name in ("grid", *(f"{name}_labels" for name in drawn)) if drawn else ():  # of sample.py, and no pictures
-        files.pop(name, None)
-    if len(files) < 2:
-        raise InputError(f"{flag} {folder}: {len(files)} pictures ({', '.join(IMAGE_ENDINGS)}) there; expected 2 or "
-                         f"more, a covariance needs them")
-    for file in files.values():
-        sizes.setdefault(open_picture(file, header=True).size[::-1], file)
-    if resize is None and len(sizes) > 1:
-        some = " and ".join(f"{file.name} {h}x{w}" for (h, w), file in list(sizes.items())[:2])
-        hint = ", or give --image-size to have the real ones resized" if flag == "--real" else ""
-        raise InputError(f"{flag} {folder}: pictures of {len(sizes)} sizes (height x width), {some}; bring all to one "
-                         f"size{hint}")
-    return files, resize or next(iter(sizes))
+    return Scored(dataset.image_size, count, fake, fake_key, lambda i: dataset[i]["image"].permute(1, 2, 0).numpy(),
+                  count, dataset.fingerprint(), how, dataset)
 
 
 def suffixes(files):
@@ -209,7 +171,7 @@ def load_networks(args, G, dataset, ranks):
     ranks.wait()
     kind = args.segmenter or ("lite0" if not toy and has_lite("efficientnet_lite0") else "small")
     if "miou" in args.metrics and kind in ("lite0", "small"):
-        training = open_dataset(args.dataset, args.data_path, "train", dataset.image_size)
+        training = open_dataset(args.dataset, args.data_path, "train", dataset.image_size, instances=False)
         segmenter = segmentation.trained_segmenter(training, args.dataset, kind, args.segmenter_steps,
                                                    args.segmenter_seed, ranks, args.cache_dir)
     elif "miou" in args.metrics:
@@ -242,8 +204,8 @@ def claim_folders(args, dataset, ranks):
 
 
 def require_own_scores(args):
-    """Sets args.earlier, what eval.json has or None, and args.files, by which --fake is known again. Raises InputError
-    where eval.json is of another folder, or not of a folder, without --force. Checkpoints: see claim_pictures."""
+    """Sets args.earlier, what eval.json has, or None. Raises InputError where that is of another folder, or not of a
+    folder, without --force. Of two checkpoints claim_pictures tells."""
     file = args.output_dir / "eval.json"
     try:
         found = read_json(file, {"fake": plain, "checkpoint": plain, "scores": dict}) if file.exists() else None
@@ -253,7 +215,7 @@ def require_own_scores(args):
     if found and folders and (len(folders) < 2 or folders[0] != folders[1]) and not args.force:
         raise InputError(f"{file}: has the scores of {found['fake'] or found['checkpoint']}; choose another "
                          f"--output-dir, or --force to overwrite")
-    args.earlier, args.files = found, args.fake and digest("\n".join(stamps(sorted(args.fake.rglob("*.*")))))
+    args.earlier = found
 
 
 def claim_pictures(folder, manifest, force):
@@ -318,14 +280,17 @@ def best_and_worst(by_map):
 def write_scores(args, scores, scored, page, manifest, ranks):
     """eval.json, eval.png of the maps in `page` (see best_and_worst), and the table on the terminal."""
     (H, W), dataset, out = scored.size, scored.dataset, args.output_dir
-    about = {"checkpoint": str(args.checkpoint or ""), "fake": str(args.fake or ""), "real": str(args.real or ""),
-             "dataset": args.dataset, "split": args.split, "image_size": [H, W], "maps": scored.count,
-             "files": args.files, "against": digest(scored.real_key),
+    paths = {"checkpoint": str(args.checkpoint or ""), "fake": str(args.fake or ""), "real": str(args.real or "")}
+    about = {"dataset": args.dataset, "split": args.split, "image_size": [H, W], "maps": scored.count,
+             "pictures": digest(scored.fake_key), "against": digest(scored.real_key),
              "torch": torch.__version__, "torchvision": torchvision.__version__, "device": str(ranks.device),
              "manifest": manifest and {**manifest, "names": len(manifest["names"])}}
     earlier = args.earlier["scores"] if args.earlier and about.items() <= args.earlier.items() else {}
-    kept = {metric: earlier[metric] for metric in METRICS if metric in earlier}
-    write_json({**about, "scores": {**kept, **scores}}, out / "eval.json")
+    kept = {metric: score for metric, score in earlier.items()  # what others made of scores goes with these
+            if metric in METRICS or set(scores).isdisjoint(earlier)}
+    write_json({**paths, **about, "scores": {**kept, **scores}}, out / "eval.json")
+    if args.earlier and not earlier:
+        ranks.say(f"{out / 'eval.json'}: had scores of other pictures, or of another torch; they are replaced")
     ranks.say(f"{args.checkpoint or args.fake}: {scored.count} pictures of {H}x{W} (height x width)")
     for name, value, note in (row for metric in scores for row in METRICS[metric].rows(scores[metric])):
         ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
@@ -335,7 +300,7 @@ def write_scores(args, scores, scored, page, manifest, ranks):
         *(scored.fake(i, seed) for seed in range(PAGE_SEEDS if args.checkpoint else 1))]) for what, i, iou in page]
     if rows:
         draw_rows(rows, out / "eval.png", ("label map", "real", *(f"seed {seed}" for seed in range(PAGE_SEEDS))),
-                  legend_of([labels for _, (labels, *_) in rows], dataset.classes, dataset.palette))
+                  legend_of([dataset[i]["label_map"] for _, i, _ in page], dataset.classes, dataset.palette))
         ranks.say(f"page:     {out / 'eval.png'}")
     ranks.say(f"numbers:  {out / 'eval.json'}")
 

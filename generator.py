@@ -43,8 +43,8 @@ Z_DIM, NOISE_TOKENS, NOISE_WIDTH, NOISE_HIDDEN = 64, 16, 64, 256
 # PAPER: attention "at spatial resolutions 64x64 and lower". / HERE: at strides of 4 and more, which is
 # 64x64 at 256x256. / WHY: the parameters then do not depend on the training resolution.
 ATTENTION_STRIDE = 4
-# PAPER: silent on the border. / HERE: zeros; "reflect" in the toy preset. / WHY: OASIS and DP-GAN pad with zeros; at
-# 64x64 these leave frames in the sky (RESULTS.md).
+# PAPER: silent on the border. / HERE: zeros; "reflect" in the toy and laptop presets. / WHY: OASIS and DP-GAN pad with
+# zeros; at 64x64 these leave frames in the sky (RESULTS.md).
 PADDING = "zeros"
 
 

@@ -255,6 +255,8 @@ def check(args):
     """args, where its options fit together, and a folder to write to. Raises InputError."""
     if bool(args.labels) == bool(args.dataset):
         raise InputError("give either --labels PNG_OR_FOLDER or --dataset NAME")
+    if args.instances and args.dataset or args.data_path and args.labels:
+        raise InputError("--instances goes with --labels, --data-path with --dataset; leave it out")
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -263,6 +265,7 @@ def check(args):
 
 
 def refuse_to_overwrite(files, force):
+    """Raises InputError where one of `files` is there and `force` does not allow to write over it, or is a folder."""
     there = [file for file in files if file.is_dir() or file.exists() and not force]
     if there:
         raise InputError(f"{there[0]} is there already; choose another --output-dir, or "
@@ -270,9 +273,9 @@ def refuse_to_overwrite(files, force):
 
 
 def write_grid(rows, titles, checkpoint, folder):
-    """rows [[coloured label map, picture, ...], ...], (H, W, 3) uint8 each -> grid.png with titles and a legend."""
-    legend = legend_of([label_map for label_map, *_ in rows], checkpoint["classes"], checkpoint["palette"])
-    draw_rows([("", row) for row in rows], folder / "grid.png", titles, legend, height=128, gap=0)
+    """rows [(label map, [(H, W, 3) uint8, ...]), ...] -> grid.png of the pictures, with titles and a legend."""
+    legend = legend_of([label_map for label_map, _ in rows], checkpoint["classes"], checkpoint["palette"])
+    draw_rows([("", pictures) for _, pictures in rows], folder / "grid.png", titles, legend, height=128, gap=0)
     print(f"pictures: {folder}\ngrid:     {folder / 'grid.png'}")
 
 
@@ -296,7 +299,7 @@ def main(argv, generators=GENERATORS):
     device = setup_ranks(args.device).device
     G, checkpoint = load_generator(args.checkpoint, device, generators)
     image_size = args.image_size or tuple(checkpoint["image_size"])
-    check_sides(image_size, G.downsampling)
+    check_sides(image_size, G.downsampling, padding=G.first.padding_mode)
     z = {f"seed{seed:03d}": z_of_seed(seed, G.z_dim) for seed in args.seeds}
     if args.interpolate:
         (a, b), ends, steps = args.seeds, z.values(), args.interpolate - 1
@@ -328,7 +331,7 @@ def main(argv, generators=GENERATORS):
             write_atomically(args.output_dir / f"{name}_mix.gif", lambda file: first.save(
                 file, format="GIF", save_all=True, append_images=others, duration=80, loop=0))
         if len(grid) < GRID_ROWS:
-            grid.append([coloured, *pictures[:GRID_COLUMNS]])                        # (H, W, 3) each
+            grid.append((label_map, [coloured, *pictures[:GRID_COLUMNS]]))
     write_grid(grid, ["label map", *z], checkpoint, args.output_dir)
 
 

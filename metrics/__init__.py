@@ -15,6 +15,7 @@ class Scored(NamedTuple):
     size: tuple             # (H, W) of all
     count: int              # of generated pictures
     fake: Callable          # fake(i, seed=0): a generated picture; of label map i where there are label maps
+    fake_key: str = ""      # by which generated pictures in a folder are known again
     real: Callable = None   # real(i)
     real_count: int = 0
     real_key: str = ""      # names the real pictures, for the cache of their statistics

@@ -9,6 +9,7 @@
 
     shapes: B batch, H x W picture, D features (2048; Lite0 1280); pictures are (H, W, 3) uint8 arrays
 """
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,16 @@ def load_inception(weights, device):
     return InceptionFeatures(net).to(device), name, where, sha
 
 
+@contextmanager
 def scoring_precision():
-    """Full float32 convolutions and the same algorithm every time: a score is not the place for TF32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    """Full float32 and the same algorithm every time: a score is not the place for TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()

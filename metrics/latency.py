@@ -3,7 +3,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from support.errors import out_of_memory
+from support.errors import first_line, out_of_memory
 from support.logs import peak_memory
 from support.profile import flops_of, seconds_of
 
@@ -75,7 +75,7 @@ def score_latency(G, label_map, z, offsets, compiled, ranks):
             except Exception as error:  # compilers fail in many ways, which is no reason to lose the other scores
                 if mode == "eager" and not out_of_memory(error):
                     raise
-                row["not_run"] = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:200]}"
+                row["not_run"] = f"{type(error).__name__}: {first_line(error)[:200]}"
             found["one picture"].append(row)
         if mode == "eager":
             found["memory_gib"] = peak_memory(device)

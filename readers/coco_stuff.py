@@ -64,7 +64,7 @@ def open_coco_stuff(path, split):
                             f"instance ends", path, TREE, MARKS)
         try:
             outlines = Outlines(json.loads(file.read_bytes()), names)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"{file}: cannot be read as COCO's instances ({type(error).__name__}: {error}); expected "
                              f"it from annotations_trainval2017.zip, and pictures named by their ids") from None
     return Pictures(matched, names, CLASSES, default_palette(183, 182), unknown=182, meaning=MEANING, outlines=outlines,

@@ -11,6 +11,7 @@ import numpy as np
 from readers.images import hex_colours
 
 TOY_SEED, TOY_TRAIN, TOY_VAL = 0, 2000, 200
+SMALLEST = 16  # side; below it a thing may cover no pixel
 TOY_CLASSES = ("sky", "mountain", "water", "grass", "road", "tree", "house", "car", "boat", "person", "sun")
 SKY, MOUNTAIN, WATER, GRASS, ROAD, TREE, HOUSE, CAR, BOAT, PERSON, SUN = range(11)
 TOY_OBJECTS = TOY_CLASSES[TREE:SUN]  # the things, which have instances
@@ -296,7 +297,7 @@ def _paint(scene, look, random, height, width):
 @lru_cache(TOY_TRAIN)
 def toy_scene(seed, index, height=64, width=64, appearance=0):
     """The picture (H, W, 3) uint8, and labels and instances as toy_layout. `appearance` redraws time of day, season,
-    colours and texture only. Kept once drawn: 40 MB for the 2,000 at 64x64."""
+    colours and texture only. Kept once drawn: 40 MB for the 2,000 at 64x64, 625 MB at 256x256."""
     random = np.random.default_rng((seed, index, 1 + appearance))
     # Painted at twice the size and averaged: soft edges, while the labels stay exact.
     fine = _paint(_draw_scene(seed, index), _draw_look(random), random, 2 * height, 2 * width)

@@ -23,6 +23,13 @@ def unfit(name):
     return bool(re.search("[\0-\x1f\x7f-\x9f\ud800-\udfff]", name))
 
 
+def with_remedy(text):
+    """The text of an OSError, and what to do about it."""
+    number = re.search(r"\[Errno (\d+)\]", text)
+    remedy = number and REMEDIES.get(int(number[1]))
+    return f"{text}; {remedy}" if remedy else text
+
+
 def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -43,7 +50,8 @@ def run_script(name, main):
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by who called
             setattr(sys, stream, open(os.devnull, "w"))
-        getattr(sys, stream).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+        if hasattr(getattr(sys, stream), "reconfigure"):  # a notebook's has none
+            getattr(sys, stream).reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     try:
         code = main()
         sys.stdout.flush()
@@ -61,7 +69,7 @@ def run_script(name, main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        text = f"{error}" + (f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else "")
+        text = with_remedy(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)  # names can steer a terminal

@@ -87,12 +87,14 @@ def export(G, checkpoint, path, force):
         raise InputError(f"--export {path}: expected a file that ends in {' or '.join(KINDS)}")
     if path.exists() and not force:
         raise InputError(f"{path} is there already; choose another name, or --force to overwrite")
+    if not path.parent.is_dir():
+        raise InputError(f"--export {path}: there is no folder {path.parent}; make it first")
     try:
         content, draw = KINDS[path.suffix](traced(G), metadata_of(G, checkpoint))
     except ImportError as error:
         raise InputError(f"--export {path}: ONNX needs further packages ({error}); pip install onnx onnxscript "
                          f"onnxruntime, or export to a .pt2") from None
-    inputs = random_inputs(G, 1, *checkpoint["image_size"])
+    inputs = random_inputs(G, 1, *(max(side, 2 * G.downsampling) for side in checkpoint["image_size"]))
     apart = (draw(*inputs) - G(*inputs)).abs().max().item()
     if not apart <= TOLERANCE:
         raise InputError(f"--export {path}: its picture differs from sample.py's by {apart:.1e}, expected at most "

@@ -19,7 +19,7 @@ def add(values, new, accumulation):
 
 
 def gradient_norms(terms, image, features):
-    """L2 norm of each weighted term's gradient by the generated images, and by G^f (Eq. 6 reaches only that).
+    """L2 norm of each weighted term's gradient by the generated images, and by G^f.
 
     Of the images that this rank has in memory at once; the log gives the mean over ranks.
     """
@@ -29,8 +29,8 @@ def gradient_norms(terms, image, features):
         if term.requires_grad:
             by = torch.autograd.grad(term, (image, features), retain_graph=True, allow_unused=True)
         for where, g in zip(("image", "features"), by):
-            # What one term cannot reach is left out: the image from Eq. 6; with --compile, G^f from the image.
-            if (name, where) != ("diversity", "image") and (g is not None or not any(map(torch.is_tensor, by))):
+            # What one term cannot reach is left out: the image from Eq. 6 of G^f; with --compile, G^f from the image.
+            if g is not None or (name, where) != ("diversity", "image") and not any(map(torch.is_tensor, by)):
                 norms[f"{name}_gradient_{where}"] = image.new_zeros(()) if g is None else g.float().norm()
     return norms
 

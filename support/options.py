@@ -165,16 +165,20 @@ def parse_training(parser, argv):
     return args
 
 
-def check_sides(image_size, multiple, batch=None):
+def check_sides(image_size, multiple, batch=None, padding=None):
     """Raises InputError where a side of the picture is not divisible by `multiple`, and where it does not fit.
 
-    batch: of the pictures that batch norm sees together, in training; the deepest layer has H W / multiple^2 pixels."""
+    batch: of the pictures that batch norm sees together, in training; the deepest layer has H W / multiple^2 pixels.
+    padding: of the convolutions; "reflect" needs 2 pixels each way there."""
     if too_large(*image_size):
         raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: {too_large(*image_size)}")
     if any(side % multiple or side < 1 for side in image_size):
         nearest = [max(multiple, round(side / multiple) * multiple) for side in image_size]
         raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: both sides must be divisible by {multiple}, "
                          f"for the pyramids halve the picture; the nearest is {nearest[0]}x{nearest[1]}")
+    if padding == "reflect" and min(image_size) == multiple:
+        raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: this generator reflects the borders, and its "
+                         f"lowest scale would have one pixel; expected sides of {2 * multiple} or more")
     if batch and batch * image_size[0] * image_size[1] == multiple ** 2:
         raise InputError(f"--batch-size or --micro-batch-size 1 with --image-size {image_size[0]}x{image_size[1]}: the "
                          f"deepest batch norm would see a single value; give 2 pictures, or sides of {2 * multiple}")

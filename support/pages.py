@@ -51,10 +51,10 @@ def save_picture(picture, file, compress_level=6, sealed=None):
         raise
 
 
-def legend_of(pictures, classes, palette):
-    """{class: colour} of those that coloured label maps [(..., H, W, 3) uint8, ...] show."""
-    seen = {tuple(colour) for one in pictures for colour in np.unique(one.reshape(-1, 3), axis=0).tolist()}
-    return {name: colour for name, colour in zip(classes, map(tuple, np.asarray(palette).tolist())) if colour in seen}
+def legend_of(label_maps, classes, palette):
+    """{class: colour} of the classes in label maps [(..., H, W) integers, ...]."""
+    seen = set().union(*(np.unique(label_map).tolist() for label_map in label_maps))
+    return {classes[c]: tuple(map(int, palette[c])) for c in sorted(seen)}
 
 
 def draw_columns(columns, path, legend=()):
@@ -92,10 +92,10 @@ def draw_rows(rows, path, titles=(), legend=(), height=192, gap=4):
 
 
 @torch.no_grad()
-def strip_columns(G, ema, D, samples, z, palette, device):
-    """The anatomy of training for draw_columns: what goes in, what comes out, what D says.
+def strip_columns(G, ema, D, samples, z, dataset, device):
+    """The anatomy of training, columns and legend for draw_columns: what goes in, what comes out, what D says.
 
-    samples: of the validation set. z: 2 B tensors (d_z,), two for each sample. palette (C, 3).
+    samples: of the validation set. z: 2 B tensors (d_z,), two for each sample. dataset: has classes and palette.
     """
     real = torch.stack([s["image"] for s in samples]).to(device).float() / 127.5 - 1               # (B, 3, H, W)
     label_map = torch.stack([s["label_map"] for s in samples]).to(device).long()                   # (B, H, W)
@@ -104,10 +104,11 @@ def strip_columns(G, ema, D, samples, z, palette, device):
     G.eval()
     generated, averaged, second = G(label_map, z_1, offsets), ema(label_map, z_1, offsets), ema(label_map, z_2, offsets)
     G.train()
-    palette = np.concatenate([palette, [FAKE_COLOUR]]).astype(np.uint8)
+    palette = np.concatenate([dataset.palette, [FAKE_COLOUR]]).astype(np.uint8)
     D.eval()  # no power iteration of its spectral norm: looking must not change the run
-    says = [colour_labels(D(image).argmax(dim=1).cpu(), palette) for image in (real, generated)]
+    maps = [label_map.cpu(), *(D(image).argmax(dim=1).cpu() for image in (real, generated))]       # (B, H, W) each
     D.train()
-    return {"label map": colour_labels(label_map.cpu(), palette), "real": to_pixels(real),
-            "generated": to_pixels(generated), "EMA": to_pixels(averaged), "EMA, second z": to_pixels(second),
-            "D on real": says[0], "D on generated": says[1]}
+    columns = {"label map": colour_labels(maps[0], palette), "real": to_pixels(real),
+               "generated": to_pixels(generated), "EMA": to_pixels(averaged), "EMA, second z": to_pixels(second),
+               "D on real": colour_labels(maps[1], palette), "D on generated": colour_labels(maps[2], palette)}
+    return columns, legend_of(maps, [*dataset.classes, '"fake"'], palette)

@@ -32,9 +32,10 @@ class Ranks(NamedTuple):
             print(text, flush=True)
 
     def wait(self):
-        """Until every rank is here."""
+        """Until every rank is here, for half an hour at most. TRAP: NCCL's barrier, of a GPU, gives up after ten,
+        and rank 0 may download or train for longer; a tensor on the CPU goes by gloo."""
         if self.world > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))
 
     def device_name(self):
         return (torch.cuda.get_device_name(self.device) if self.device.type == "cuda"
@@ -52,6 +53,9 @@ def setup_ranks(device, fast=False):
         raise InputError("--device cuda: this torch sees no CUDA device; use --device cpu")
     rank, world, local_rank, local_world = place()
     if device == "cuda":
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise InputError(f"{local_world} processes for {gpus} GPUs; give torchrun --nproc_per_node {gpus}")
         device = f"cuda:{local_rank}"  # TRAP: local rank, or two nodes share a device
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high" if fast else "highest")

@@ -21,7 +21,7 @@ from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_step
                                  write_json)
 from support.errors import Diverged, InputError
 from support.logs import check_finite
-from support.pages import FAKE_COLOUR, draw_columns, legend_of, strip_columns
+from support.pages import draw_columns, strip_columns
 from support.ranks import STOPPED, StopOnSignals, Watchdog, leave_ranks
 
 
@@ -149,8 +149,8 @@ def next_batch(loader, stopping):
     problem = batch = None
     try:
         batch = next(loader)
-    except (InputError, OSError, RuntimeError) as error:  # RuntimeError: a loader process was killed
-        problem = str(error).strip().splitlines()[0]
+    except (InputError, OSError) as error:
+        problem = str(error)
     problem = stopping.agree(problem)
     if problem:
         raise InputError(problem)
@@ -229,18 +229,16 @@ def draw_strip(run, z, step, ranks):
     rows = max(2, min(len(z) // 2, len(run.validation)))  # D's batch statistics need two pictures at 32x32
     keep_strip(lambda: strip_columns(
         run.G, run.ema, run.D, [run.validation[i * len(run.validation) // rows] for i in range(rows)], z[:2 * rows],
-        run.dataset.palette, ranks.device), run, step, ranks)
+        run.dataset, ranks.device), run, step, ranks)
 
 
 def keep_strip(draw, run, step, ranks):
-    """strip_STEP.png and strip.png of the columns draw(). A picture that cannot be read is said; the run goes on."""
+    """strip_STEP.png and strip.png; draw() -> columns, legend. What cannot be read is said, and the run goes on."""
     try:
-        columns = draw()
+        columns, legend = draw()
     except InputError as error:
         ranks.say(f"step {step}: no strip.png: {error}")
         return
-    maps = [pictures for title, pictures in columns.items() if title == "label map" or title.startswith("D on")]
-    legend = legend_of(maps, [*run.dataset.classes, '"fake"'], [*run.dataset.palette, FAKE_COLOUR])
     for name in ("strip.png", f"strip_{step:07d}.png") if ranks.rank == 0 else ():
         draw_columns(columns, run.folder / name, legend)
 

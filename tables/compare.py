@@ -201,7 +201,7 @@ def as_table(found):
     for row, of_seeds in found.items():
         cells = []
         for name, form in columns:
-            values = [scores[name] for scores in of_seeds if name in scores]
+            values = [scores[name] for scores in of_seeds if scores.get(name) is not None]
             cells.append(form.format(np.mean(values)) if values else "-")
             if len(values) > 1 and name != "seconds a step":
                 cells[-1] += " +- " + form.format(np.std(values, ddof=1))
@@ -224,7 +224,8 @@ def draw_comparison(args, file):
     if styled:
         rows.append(("reference", pictures_in(folders_of(args, styled[0], args.seeds[0])[2] / "references")))
     rows += [(row, pictures_in(folders_of(args, row, args.seeds[0])[2])) for row in args.rows]
-    draw_rows(rows, file, legend=legend_of(rows[0][1], dataset.classes, dataset.palette), height=128)
+    legend = legend_of([s["label_map"] for s in samples], dataset.classes, dataset.palette)
+    draw_rows(rows, file, legend=legend, height=128)
 
 
 def main(args):

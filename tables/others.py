@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import evaluate
+from readers.generated import open_seeds
 from support.checkpoints import write_json
 from support.errors import InputError, run_script
 from support.options import new_parser
@@ -42,7 +43,7 @@ def parse_options(argv):
         found[name] = options = evaluate.parse_options([
             "--fake", folder, "--dataset", args.dataset, "--output-dir", str(args.output_dir / name), "--cache-dir",
             str(args.output_dir / "eval_cache"), *others])
-        seeds = len(evaluate.open_seeds(options.fake)[0])
+        seeds = len(open_seeds(options.fake)[0])
         options.fid_seeds = options.fid_seeds if options.fid_seeds <= seeds else 1
         if seeds < max(2, options.samples or 0):
             options.metrics = [metric for metric in options.metrics if metric != "diversity"] or options.metrics

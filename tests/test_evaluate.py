@@ -15,6 +15,7 @@ import evaluate
 from conftest import ROOT, printed_by, start, tiny_inception
 from generator import Generator, z_of_seed
 from metrics import diversity, fid, latency, segmentation
+from readers import generated
 from readers.images import read_rgb
 from sample import MOST_SEEDS, SEED_STRIDE, conditions, generate, load_generator, noise
 from support.errors import InputError
@@ -96,7 +97,7 @@ def test_a_run_again_gives_the_same_and_draws_only_what_is_missing(checkpoint, t
         assert found[metric][number] == first[metric][number], "the folder scores as the checkpoint that drew it"
 
 
-def test_a_later_call_adds_to_the_scores_of_the_same_pictures_and_of_no_others(checkpoint, tmp_path, quick):
+def test_a_later_call_adds_to_the_scores_of_the_same_pictures_alone(checkpoint, tmp_path, quick, monkeypatch):
     def held(folder):
         return json.loads((folder / "out/eval.json").read_text())["scores"]
     first = score(*options(checkpoint, tmp_path, "--metrics", "miou"))
@@ -109,8 +110,13 @@ def test_a_later_call_adds_to_the_scores_of_the_same_pictures_and_of_no_others(c
     common = ["--fake", fake, "--dataset", "toy", "--count", 7, "--device", "cpu", "--segmenter-steps", 2,
               "--output-dir", tmp_path / "folder/out", "--cache-dir", tmp_path / "cache"]
     score(*common, "--metrics", "miou")
+    file = tmp_path / "folder/out/eval.json"
+    file.write_text(file.read_text().replace('"scores": {', '"scores": {"made of mIoU": {},'))
+    monkeypatch.chdir(fake)
+    score("--fake", ".", *common[2:], "--metrics", "fid")
+    assert set(held(tmp_path / "folder")) == {"miou", "made of mIoU", "fid"}, "the same folder by another name"
     score(*common, "--metrics", "fid")
-    assert set(held(tmp_path / "folder")) == {"miou", "fid"}
+    assert set(held(tmp_path / "folder")) == {"miou", "fid"}, "what was made of scores goes with them"
     Image.new("RGB", (32, 32)).save(fake / "val0003.png")
     score(*common, "--metrics", "fid")
     assert set(held(tmp_path / "folder")) == {"fid"}, "mIoU was of another val0003.png"
@@ -248,12 +254,16 @@ def test_the_folder_that_sample_writes_is_scored_without_its_grid_and_label_maps
         Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
     Image.new("RGB", (64, 64)).save(tmp_path / "grid.png")
     (tmp_path / "c_labels.png").rename(tmp_path / "c_seed000.png")
-    found, size = evaluate.open_pictures(tmp_path, "--fake")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a_seed0.png")
+    with pytest.raises(InputError, match="a_seed00?0?.png and a_seed00?0?.png are both a under seed 0; leave one out"):
+        generated.open_seeds(tmp_path)
+    (tmp_path / "a_seed0.png").unlink()
+    found, size = generated.open_pictures(tmp_path, "--fake")
     assert list(found) == ["a_seed000", "a_seed001", "b_seed000", "b_seed001", "c_seed000"] and size == (32, 32)
     for file in tmp_path.glob("*_seed*"):
         file.unlink()
     Image.new("RGB", (32, 32)).save(tmp_path / "grid.png")
-    assert list(evaluate.open_pictures(tmp_path, "--fake")[0]) == ["a_labels", "b_labels", "grid"]
+    assert list(generated.open_pictures(tmp_path, "--fake")[0]) == ["a_labels", "b_labels", "grid"]
 
 
 def paint_seeds(folder, place, greys):

@@ -32,7 +32,7 @@ from baselines.iidm.train import read_autoencoder
 from conftest import ROOT, TinyFeatures, call, lines, load, start, tiny_inception
 from data import batches_of, class_presence, open_dataset
 from metrics import fid, segmentation
-from readers import toy
+from readers import generated, toy
 from readers.images import classes_of_values, read_instances, read_labels, read_rgb
 from support import checkpoints, ranks, runs, weights
 from support.errors import InputError, run_script
@@ -434,11 +434,49 @@ def test_a_bad_picture_on_another_rank_is_saved_and_said_on_all(tmp_path):
     assert [(tmp_path / f"says{rank}").read_text() for rank in (0, 1)] == 2 * ["2.jpg: cannot be read as a picture"]
 
 
+class Failing:
+    """A DataLoader that gives `good` batches, and an error then."""
+    num_workers = 0
+
+    def __init__(self, batches, good, error):
+        self.batches, self.good, self.error = batches, good, error
+
+    def __iter__(self):
+        yield from (next(self.batches) for _ in range(self.good))
+        raise self.error
+
+
+class FaultyScenes(torch.utils.data.Dataset):
+    """Reading ends in one error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error, says", [
+    (InputError("2.jpg: ValueError: of no use"), "^2.jpg: ValueError: of no use$"),
+    (OSError(errno.EMFILE, "Too many open files", "2.jpg"), "open files: '2.jpg'; too few file handles; allow")])
+def test_an_error_in_a_loader_process_is_one_line_with_its_remedy(workers, error, says):
+    with pytest.raises(InputError, match=says) as found:
+        list(batches_of(torch.utils.data.DataLoader(FaultyScenes(error), num_workers=workers)))
+    assert "\n" not in str(found.value) and "Caught" not in str(found.value)
+
+
+def test_a_mistake_in_a_reader_keeps_its_trace():
+    with pytest.raises(RuntimeError, match="in __getitem__"):
+        list(batches_of(torch.utils.data.DataLoader(FaultyScenes(RuntimeError("a view")), num_workers=1)))
+
+
 def test_a_loader_process_that_is_killed_costs_no_step(tmp_path, monkeypatch):
     def killed(*_, first=train.training_batches):
-        batches = first(*_)
-        yield from (next(batches) for _ in range(2))
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        yield from batches_of(Failing(first(*_), 2, RuntimeError("DataLoader worker (pid 7) is killed by signal: 9.")))
     with monkeypatch.context() as patch:
         patch.setattr(train, "training_batches", killed)
         with pytest.raises(InputError, match="^DataLoader worker .pid 7. is killed by signal"):
@@ -809,7 +847,7 @@ def test_only_regular_files_are_opened(tmp_path, kind, inside):
     if inside == "--fake":
         Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
         with pytest.raises(InputError, match="a.png: cannot be read as a picture .a folder, a pipe"):
-            evaluate.open_pictures(tmp_path, "--fake")
+            generated.open_pictures(tmp_path, "--fake")
     elif inside == "weights":
         with pytest.raises(InputError, match="--flag .*a.png: No such file, or not a regular one"):
             weights.load_weights(str(place), "http://x", "x", "--flag", "")

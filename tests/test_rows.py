@@ -234,6 +234,8 @@ def test_the_laptop_preset_gives_baselines_their_small_networks(tmp_path):
     ("dp-sims --lambda-patch 1", "--lambda-patch 1.0 needs --discriminator dpgan"),
     ("dp-sims --lambda-lm 1", "--lambda-lm 1.0 needs --discriminator oasis or dpgan"),
     ("dpgan --matched none", "--lambda-fm 1.0 needs .*--matched other than none"),
+    ("dp-sims --generator oasis --batch-size 1 --diversity-every 1 --image-size 32", "batch norm would see a single"),
+    ("dpgan --batch-size 1 --image-size 32", "the deepest batch norm would see a single value"),
     ("dpgan --lambda-c 1", "--lambda-c 1.0 needs --discriminator dp-sims or oasis"),
     ("dp-sims --backbone timm:nothing --backbone-weights self", "timm:nothing: .*see timm.list_models"),
 ])

@@ -110,6 +110,8 @@ def test_only_the_baselines_command_samples_their_checkpoints(checkpoint, tmp_pa
     ("--dataset toy --seeds 3-1", "expected seeds such as 0-7"),
     (f"--dataset toy --seeds {2 ** 32}", "expected seeds such as 0-7 or 0,3,5, below 4294967296"),
     ("--labels HERE/zeros.png --instances HERE/colour.png", "an instance map must have one channel"),
+    ("--dataset toy --instances HERE/zeros.png", "--instances goes with --labels"),
+    ("--labels HERE/zeros.png --data-path HERE", "--data-path with --dataset"),
     ("", "give either --labels PNG_OR_FOLDER or --dataset NAME"),
 ])
 def test_bad_input_gets_one_line(checkpoint, two_maps, tmp_path, arguments, message):

@@ -9,10 +9,11 @@ import torch
 
 from conftest import ROOT, call
 from generator import Generator
-from support import checkpoints
+from metrics import fid
+from support import checkpoints, ranks
 from support.errors import InputError, run_script
 from support.logs import gradient_norms
-from support.options import new_parser
+from support.options import check_sides, new_parser
 from support.optimisation import lr_factor, refresh_ema, update_ema
 from support.ranks import setup_ranks
 
@@ -137,6 +138,7 @@ def test_only_training_has_tf32_and_the_fastest_algorithms(fast, monkeypatch):
     backends = torch.backends.cudnn
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     before = torch.get_float32_matmul_precision(), backends.allow_tf32, backends.benchmark
     try:
         setup_ranks("cuda", fast)
@@ -145,6 +147,9 @@ def test_only_training_has_tf32_and_the_fastest_algorithms(fast, monkeypatch):
         torch.set_float32_matmul_precision(before[0])
         backends.allow_tf32, backends.benchmark = before[1:]
     assert found == (("high", True, True) if fast else ("highest", False, False))
+    monkeypatch.setattr(ranks, "place", lambda: [1, 2, 1, 2])
+    with pytest.raises(InputError, match="2 processes for 1 GPUs; give torchrun --nproc_per_node 1"):
+        setup_ranks("cuda", fast)
 
 
 def test_a_gradient_that_no_graph_has_is_left_out_of_the_log():
@@ -158,6 +163,9 @@ def test_a_gradient_that_no_graph_has_is_left_out_of_the_log():
     assert norms[0] == {"gan_gradient_image": root, "gan_gradient_features": pytest.approx(27 ** 0.5)}
     assert norms[1] == {"gan_gradient_image": root}
     assert norms[2] == {"gan_gradient_image": 0, "gan_gradient_features": 0}  # as of a term that is detached
+    of_features, of_picture = (gradient_norms({"diversity": term.sum()}, eager, features) for term in (features, eager))
+    assert set(of_features) == {"diversity_gradient_features"}, "Eq. 6 of G^f does not reach the picture"
+    assert set(of_picture) == {"diversity_gradient_image", "diversity_gradient_features"}, "--diversity-of picture does"
 
 
 def test_help_says_a_default_once():
@@ -177,3 +185,24 @@ def test_help_needs_no_other_option_and_has_a_name_that_can_be_typed(script):
     typed = f"python -m {script}" if "." in script else f"{script}.py"
     assert done.returncode == 0 and text.startswith(f"usage: {typed} ")
     assert "default: None" not in text and "default: []" not in text and "--device" in text
+
+
+def test_a_generator_that_reflects_its_borders_needs_two_pixels_at_its_lowest_scale():
+    G = Generator(3, widths=(8, 8, 8), stem_channels=4, label_channels=4, z_dim=4, padding="reflect").eval()
+    draw = lambda side: G(torch.zeros(1, side, side, dtype=torch.int64), torch.zeros(1, 4))
+    with pytest.raises(RuntimeError, match="Padding size"):
+        draw(G.downsampling)
+    with pytest.raises(InputError, match=f"expected sides of {2 * G.downsampling} or more"):
+        check_sides((G.downsampling, 64), G.downsampling, padding=G.first.padding_mode)
+    check_sides((2 * G.downsampling, 64), G.downsampling, padding=G.first.padding_mode)
+    assert draw(2 * G.downsampling).isfinite().all()
+
+
+def test_scores_are_without_tf32_also_while_training():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with fid.scoring_precision():
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

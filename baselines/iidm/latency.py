@@ -13,10 +13,11 @@ from baselines.iidm import diffusion
 from baselines.iidm.diffusion import Inference
 from baselines.iidm.sample import load_model
 from data import open_dataset
-from metrics.latency import RUNS, WARM_UP, seconds_of
+from metrics.latency import RUNS, WARM_UP
 from sample import load_generator, noise
 from support.errors import InputError, run_script
 from support.options import new_parser
+from support.profile import seconds_of
 from support.ranks import setup_ranks
 
 TURNS = 5  # in each turn every way to denoise makes one picture, and the GAN makes ten

@@ -180,7 +180,7 @@ def write_samples(model, maps, styles, checkpoint, args, device):
                 save_picture(picture, files[first + i])
                 shown += [picture] if references is None else [to_pixels(references)[i], picture]
         if len(grid) < GRID_ROWS:
-            grid.append(shown)
+            grid.append((label_map, shown))
     heads = [head for title in titles[1:] for head in ("reference",) * bool(args.reference) + (title[:-len(".png")],)]
     write_grid(grid, ["label map", *heads], checkpoint, args.output_dir)
 

@@ -82,7 +82,8 @@ def main(argv):
         raise InputError(f"{references}: no reference for {len(alone)} of the {len(fake)} pictures in {args.fake}"
                          + (f", such as {alone[0]}" if alone else ""))
     try:
-        found = read_json(args.eval, {"scores": {"fid": dict, "miou": dict}, "fake": plain, "maps": len(fake).__eq__})
+        found = read_json(args.eval, {"scores": {"fid": dict, "miou": dict}, "fake": plain,
+                                      "maps": lambda n: n == len(fake)})
     except (OSError, ValueError):
         found = None
     if found is None or Path(found["fake"]).resolve() != args.fake.resolve():

@@ -19,12 +19,12 @@ from baselines.iidm.diffusion import START, STEPS, Inference, denoising_loss, ge
 from baselines.iidm.networks import IIDM
 from data import DATASETS, training_batches
 from support import logs, profile, runs
-from support.checkpoints import sha256_of
+from support.checkpoints import read_torch, sha256_of
 from support.errors import InputError, run_script
 from support.optimisation import clip, set_lr, update_ema
 from support.options import (AT_LEAST_0, POSITIVE, add_data_options, add_training_options, check_sides, first_look,
                              new_parser, number, parse_training)
-from support.pages import colour_labels, to_pixels
+from support.pages import colour_labels, legend_of, to_pixels
 from support.ranks import average_gradients, parts_of, setup_ranks, share, split_batch, sum_over_ranks
 from support.weights import fit
 from train import EMA_BATCHES, STRIP_ROWS, open_run
@@ -189,7 +189,7 @@ def strip_columns(model, validation, training, stage, device):
                                  ("IIDM", Inference(ddim_steps=STRIP_DDIM_STEPS)),
                                  ("DM", Inference(from_noise=True, ddim_steps=STRIP_DDIM_STEPS))):
             columns[title] = to_pixels(generate(model, label_map.to(device).long(), reference, range(rows), inference))
-    return columns
+    return columns, legend_of([label_map], training.classes, training.palette)
 
 
 def build_model(args, num_classes):
@@ -212,7 +212,7 @@ def read_autoencoder(file):
     if not Path(file).is_file():
         raise InputError(f"--autoencoder {file}: not there; expected self, or a file")
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        found = read_torch(file)
         if "identity" in found or found.get("architecture", "iidm") != "iidm":
             raise ValueError("a checkpoint of another kind")
         if "architecture" in found:  # an ema_*.pt of IIDM
@@ -220,7 +220,7 @@ def read_autoencoder(file):
             return options, {name.removeprefix("autoencoder."): t for name, t in found["ema"].items()
                              if name.startswith("autoencoder.")}
         state = {name.removeprefix("first_stage_model."): t for name, t in found.get("state_dict", found).items()
-                 if not name.startswith("loss.")}  # the networks of its training
+                 if torch.is_tensor(t) and not name.startswith("loss.")}  # the networks of its training
         return dict(VQ_F4, codes=len(state.get("quantize.embedding.weight", ()))), state
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"--autoencoder {file}: cannot be read as weights ({type(error).__name__}); expected an "
