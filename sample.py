@@ -235,6 +235,7 @@ def region_map(label_map, offsets, wanted):
 # ------------------------------------------------------------------------------------------------- main
 
 def make_parser(description):
+    """The options of every script that draws pictures from label maps; `check` goes over them."""
     parser = new_parser(description)
     parser.add_argument("--checkpoint", required=True, help="an ema_*.pt of a run folder")
     parser.add_argument("--labels", type=Path, help="one label map (PNG with class numbers) or a folder of them")
@@ -289,8 +290,9 @@ def main(argv, generators=GENERATORS):
                         "(torch.export) or FILE.onnx, float32, on the CPU (docs/export.md)")
     args = parser.parse_args(argv)
     if args.export:
-        if args.labels or args.dataset:
-            raise InputError("--export writes the generator and no picture; leave --labels and --dataset out")
+        if args.labels or args.dataset or args.instances or args.interpolate or args.region_seeds:
+            raise InputError("--export writes the generator and no picture; leave --labels, --dataset, --instances, "
+                             "--interpolate and --region-seeds out")
         export(*load_generator(args.checkpoint, "cpu", generators), args.export, args.force)
         return
     check(args)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from baselines.train import GENERATORS
 from metrics.latency import RUNS, WARM_UP
 from sample import fold_spectral_norms
-from support.errors import InputError, run_script
-from support.options import COUNT, new_parser, size
+from support.errors import run_script
+from support.options import COUNT, check_sides, new_parser, size
 from support.profile import flops_of, seconds_of
 from support.ranks import setup_ranks
 
@@ -53,8 +53,7 @@ def main(argv):
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
     H, W = args.image_size
-    if H % 32 or W % 32:
-        raise InputError(f"--image-size {H}x{W}: expected multiples of 32, five halvings")
+    check_sides((H, W), 32)  # five halvings
     ranks = setup_ranks(args.device)
     found = measure(H, W, args.runs, ranks.device)
     print(f"{'':<9}{'parameters':>12}{'GFLOP':>9}   fp32{'':>27}bf16")

@@ -63,6 +63,7 @@ def oasis_discriminator_losses(D, batch, fake, fake_features, alpha, args):
 
 
 def add_label_mix(terms, D, batch, fake, real_logits, fake_logits, args):
+    """terms with lambda_LM L_LM (DP-GAN Eq. 8), where it has a weight. Logits (B, C + 1, H, W) of the two pictures."""
     if args.lambda_lm > 0:
         mask = oasis.label_mix_mask(batch["label_map"], batch["flips"])       # (B, 1, H, W), True is real
         mixed_logits = D(oasis.label_mix(batch["real"], fake, mask))          # (B, C + 1, H, W)

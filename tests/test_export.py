@@ -80,7 +80,8 @@ def test_the_loader_of_the_page_draws_the_picture_of_sample_from_onnx(checkpoint
     (["--export", "a.onnx"], "pip install onnx onnxscript onnxruntime"),
     (["--export", "none/a.pt2"], "there is no folder none; make it first"),
     (["--export", "a.pt2"], "differs from sample.py's by 1.0e+00"),
-    (["--export", "a.pt2", "--dataset", "toy"], "leave --labels and --dataset out")])
+    (["--export", "a.pt2", "--dataset", "toy"], "leave --labels, --dataset,"),
+    (["--export", "a.pt2", "--interpolate", "3"], "--interpolate and --region-seeds out")])
 def test_bad_input_gets_one_line_and_no_file(checkpoint, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -339,5 +339,5 @@ def test_latency_names_each_network_and_its_time_over_oasis(monkeypatch, capsys)
         assert float(row[7]) == pytest.approx(float(row[4]) / 2, abs=0.01)
         assert float(row[6]) == float(row[8]) == pytest.approx(float(row[4]) / float(found[1][4]), abs=0.006)
     assert "32x64 (height x width)" in protocol and "of 3 runs" in protocol
-    with pytest.raises(InputError, match="--image-size 32x40: expected multiples of 32"):
+    with pytest.raises(InputError, match="--image-size 32x40: both sides must be divisible by 32"):
         latency.main(["--image-size", "32x40"])
