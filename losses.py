@@ -57,9 +57,9 @@ def equal_weights(label_counts, unknown=None):
 
 
 def log_probabilities(logits):
-    """log p of every pixel in float32, (B, C + 1, H, W). Along the last dimension of a view (B, H, W, C + 1): so logits
-    that are channels-last stay so, and so does their gradient, which the last convolution then takes as it is."""
-    return F.log_softmax(logits.float().permute(0, 2, 3, 1), dim=3).permute(0, 3, 1, 2)
+    """logits (B, C + 1, H, W) -> log p of every pixel in float32, (B, H, W, C + 1), as channels-last logits lie in
+    memory. So does their gradient, and the last convolution takes it as it is."""
+    return F.log_softmax(logits.float().permute(0, 2, 3, 1), dim=3)
 
 
 def focal_log(log_p, gamma):
@@ -74,15 +74,15 @@ def discriminator_loss(real_logits, fake_logits, label_map, alpha, gamma=2.0, sm
     logits (B, C + 1, H, W), label_map (B, H, W), alpha (C,). Summed over pixels, mean over images.
     smoothing: epsilon of the one-sided label smoothing, on the real pixels. gamma 0 and smoothing 0: (DP-GAN Eq. 3).
     """
-    log_p_x = log_probabilities(real_logits)                              # (B, C + 1, H, W)
-    log_p_g_fake = log_probabilities(fake_logits)[:, -1]                  # (B, H, W)
-    every_class = focal_log(log_p_x, gamma)                               # (B, C + 1, H, W)
-    own_class = every_class.gather(1, label_map[:, None])[:, 0]           # (B, H, W)
+    log_p_x = log_probabilities(real_logits)                              # (B, H, W, C + 1)
+    log_p_g_fake = log_probabilities(fake_logits)[..., -1]                # (B, H, W)
+    every_class = focal_log(log_p_x, gamma)                               # (B, H, W, C + 1)
+    own_class = every_class.gather(3, label_map[..., None])[..., 0]       # (B, H, W)
     # PAPER: targets of 1 - epsilon.
     # HERE: epsilon 0.1; it is spread evenly over the other C outputs, "fake" included.
     # WHY: scaling the true class alone would only rescale the real term.
     C = real_logits.shape[1] - 1
-    smoothed = (1 - smoothing) * own_class + smoothing / C * (every_class.sum(1) - own_class)
+    smoothed = (1 - smoothing) * own_class + smoothing / C * (every_class.sum(3) - own_class)
     # L_D = - E sum_c alpha_c sum_i t_ic (1 - p(x)_ic)^gamma log p(x)_ic                     (Eq. 3)
     #       - E sum_i (1 - p(g)_i,C+1)^gamma log p(g)_i,C+1
     # sum_c t_ic (...) leaves the pixel's own class, for t is one-hot: `smoothed` is that term of pixel i.
@@ -97,8 +97,8 @@ def generator_loss(fake_logits, label_map, alpha, gamma=2.0):
 
     gamma 0: the first term of (DP-GAN Eq. 7).
     """
-    log_p_g = log_probabilities(fake_logits)                              # (B, C + 1, H, W)
-    own_class = log_p_g.gather(1, label_map[:, None])[:, 0]               # (B, H, W)
+    log_p_g = log_probabilities(fake_logits)                              # (B, H, W, C + 1)
+    own_class = log_p_g.gather(3, label_map[..., None])[..., 0]           # (B, H, W)
     # L_G = - E sum_c alpha_c sum_i t_ic (1 - p(g)_ic)^gamma log p(g)_ic                     (Eq. 4)
     return -(alpha[label_map] * focal_log(own_class, gamma)).sum(dim=(1, 2)).mean()
 
