@@ -39,12 +39,17 @@ def update_spectral_norms(*nets):
     Three, for D has three passes a step, and PyTorch iterates in each.
     TRAP: net.train() puts the iterations back into the forward passes, until the next call.
     """
-    for module in (m for net in nets for m in net.modules() if is_parametrized(m, "weight")):
-        # u <- W v / |W v|,  v <- W^T u / |W^T u|,  sigma = u^T W v: torch does so at each reading in training mode
-        module.parametrizations.train()
-        for _ in range(POWER_ITERATIONS):
-            module.weight
-        module.parametrizations.eval()
+    found = [m.parametrizations.eval() for net in nets for m in net.modules() if is_parametrized(m, "weight")]
+    norms = [parts.weight[0] for parts in found]
+    W = [norm._reshape_weight_to_matrix(p.weight.original) for norm, p in zip(norms, found)]  # (C_out, C_in k k) each
+    u, v = [norm._u for norm in norms], [norm._v for norm in norms]           # (C_out,), (C_in k k,) each
+    # u <- W v / |W v|,  v <- W^T u / |W^T u|: as torch does at each reading in training mode, but without the reading,
+    # which makes W / sigma, and with all norms at once: a quarter of the time
+    for _ in range(POWER_ITERATIONS):
+        for matrices, of, to in ((W, v, u), ([M.T for M in W], u, v)):
+            for M, vector, product in zip(matrices, of, to):
+                torch.mv(M, vector, out=product)
+            torch._foreach_div_(to, torch._foreach_clamp_min(torch._foreach_norm(to), 1e-12))
 
 
 def clip(parameters, limit, wants_norm):
