@@ -75,7 +75,8 @@ def one_hot_labels(G, label_map, z, offsets, regions=None):
 def one_hot(label_map, num_classes, dtype):
     """label_map (B, H, W) integers -> (B, C, H, W) of 0 and 1, on its device."""
     classes = torch.arange(num_classes, device=label_map.device)
-    return (label_map[:, None] == classes[:, None, None]).to(dtype)       # (B, C, H, W)
+    # channels-last, as the first convolution wants it
+    return (label_map[..., None] == classes).to(dtype).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
 def z_at_pixels(z, regions, size):

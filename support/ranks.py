@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -32,10 +33,9 @@ class Ranks(NamedTuple):
             print(text, flush=True)
 
     def wait(self):
-        """Until every rank is here, for half an hour at most. TRAP: NCCL's barrier, of a GPU, gives up after ten,
-        and rank 0 may download or train for longer; a tensor on the CPU goes by gloo."""
+        """Until every rank is here, for half an hour at most."""
         if self.world > 1:
-            dist.all_reduce(torch.zeros(1))
+            dist.barrier()
 
     def device_name(self):
         return (torch.cuda.get_device_name(self.device) if self.device.type == "cuda"
@@ -64,8 +64,8 @@ def setup_ranks(device, fast=False):
         torch.set_num_threads(max(1, cores() // local_world))
     if world > 1:
         hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", store=store_of_ranks(hosts),
-                                rank=rank, world_size=world)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", rank=rank,
+                                world_size=world, store=store_of_ranks("ranks", rank, world, hosts))
     return Ranks(torch.device(device), rank, world)
 
 
@@ -82,13 +82,27 @@ def place():
     return found
 
 
-def store_of_ranks(hosts=False, seconds=1800):
-    """A connection to what the ranks tell each other at the start. torchrun holds it; without it, rank 0.
+def store_of_ranks(name, rank, world, hosts=False, seconds=1800):
+    """A connection over which the ranks tell each other things. torchrun holds it, or rank 0, which then `hosts`.
 
-    TRAP: torch 2.15 mixes what the ranks tell before and after a restart by torchrun, and then waits for the dead."""
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts,
-                          timeout=timedelta(seconds=seconds), wait_for_workers=False)
-    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    TRAP: it outlives a restart by torchrun, with all that the dead have told, and torchrun counts restarts on each
+    machine by itself. So the living agree on a word to go on under: each says one that is new, and rank 0 answers it
+    with its own, until all have read that.
+    """
+    store = dist.PrefixStore(name, dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=hosts, timeout=timedelta(seconds=seconds),
+        wait_for_workers=False))
+    mine, end, others = uuid.uuid4().hex, time.monotonic() + seconds, range(1, world) if rank == 0 else ()
+    store.set(f"says {rank}", mine)
+    while time.monotonic() < end and (missing := [r for r in others if not store.check([f"{mine} read by {r}"])]):
+        for r in missing:
+            if store.check([f"says {r}"]):
+                store.set(f"answer to {store.get(f'says {r}').decode()}", mine)
+        time.sleep(0.02)
+    word = mine if rank == 0 else store.get(f"answer to {mine}").decode()
+    store.set(f"{word} read by {rank}", "")
+    store.wait([f"{word} read by {r}" for r in range(world)])
+    return dist.PrefixStore(word, store)
 
 
 def cores():
@@ -214,10 +228,10 @@ def average_gradients(parameters, world):
     """Replace every gradient by its mean over the ranks, in one all-reduce."""
     if world > 1:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
+        views = [g.as_strided((g.numel(),), (1,)) for g in gradients]  # as they lie in memory, which is dense
+        flat = torch.cat(views)
         dist.all_reduce(flat)
-        for g, mean in zip(gradients, flat.div_(world).split([g.numel() for g in gradients])):
-            g.copy_(mean.view_as(g))
+        torch._foreach_copy_(views, flat.div_(world).split([len(view) for view in views]))
 
 
 def sum_over_ranks(t, world):
@@ -339,7 +353,7 @@ class Watchdog:
         self.rank, self.seconds, self.stopping, self.signs = ranks.rank, seconds, stopping, ranks.world * ["|?|"]
         self.ended, self.store, self.threads = threading.Event(), None, []
         if ranks.world > 1 and seconds > 0:
-            self.store = dist.PrefixStore("watchdog", store_of_ranks(seconds=seconds))
+            self.store = store_of_ranks("watchdog", ranks.rank, ranks.world, seconds=seconds)
             self.store.set(f"{self.rank}", "|?|")
             ranks.wait()
             self.threads = [threading.Thread(target=work, daemon=True) for work in (self.tell, self.watch)]

@@ -3,6 +3,8 @@ import copy
 import errno
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -206,3 +208,22 @@ def test_scores_are_without_tf32_also_while_training():
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_ranks_that_restart_meet_each_other_and_not_the_dead(monkeypatch):
+    """Two attempts over one store, as torchrun's agents keep it; rank 1 comes first, and died once before rank 0."""
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    join = lambda rank: ranks.store_of_ranks("ranks", rank, 2, seconds=20)
+    for attempt in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))  # of one agent; the other may count less
+            server.set("ranks/says 1", "of one that died")
+            late = pool.submit(join, 0)
+            time.sleep(0.3)
+            stores = [late, pool.submit(join, 1)]
+            one, other = (store.result() for store in stores)
+        assert not one.check(["address"]), "what an earlier attempt has told"
+        one.set("address", f"of attempt {attempt}")
+        assert other.get("address").decode() == f"of attempt {attempt}"

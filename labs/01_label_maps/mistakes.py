@@ -16,13 +16,12 @@ MISTAKES = {
     "one_hot": [
         ("when the classes are counted from 1", "torch.arange(num_classes,", "torch.arange(1, num_classes + 1,"),
         ("when (B, H, W, C) is viewed as (B, C, H, W): that takes permute(0, 3, 1, 2)",
-         "(label_map[:, None] == classes[:, None, None])",
-         "F.one_hot(label_map, num_classes).view(-1, num_classes, *label_map.shape[1:])"),
-        ("with the classes as the last dimension", "(label_map[:, None] == classes[:, None, None])",
-         "(label_map[..., None] == classes)"),
+         "(label_map[..., None] == classes).to(dtype).permute(0, 3, 1, 2)",
+         "F.one_hot(label_map, num_classes).view(-1, num_classes, *label_map.shape[1:]).to(dtype)"),
+        ("with the classes as the last dimension", ".permute(0, 3, 1, 2)", ""),
         ("with 1 for every class up to the label: classes have no order", "==", ">="),
-        ("with the class number in place of 1", "(label_map[:, None] == classes[:, None, None])",
-         "(label_map[:, None] * (label_map[:, None] == classes[:, None, None]))"),
+        ("with the class number in place of 1", "(label_map[..., None] == classes)",
+         "(label_map[..., None] * (label_map[..., None] == classes))"),
         ("without .to(dtype)", ".to(dtype)", ""),
         ("when the class numbers are made on the CPU", ", device=label_map.device", "")],
     "nearest": [

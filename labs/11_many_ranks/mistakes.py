@@ -48,9 +48,10 @@ MISTAKES = {
     "average_gradients": [
         ("with the sum over the ranks in place of the mean", "flat.div_(world)", "flat"),
         ("without asking the other ranks", "dist.all_reduce(flat)", "pass"),
-        ("when the mean is not written back", "g.copy_(mean.view_as(g))", "g = mean"),
+        ("when the mean is not written back", "torch._foreach_copy_(views, ", "list("),
         ("when the mean is divided by the number of ranks twice", "flat.div_(world)", "flat.div_(world ** 2)"),
-        ("when only the first gradient gets its mean", "zip(gradients, flat", "zip(gradients[:1], flat"),
+        ("when only the first gradient gets its mean", "_foreach_copy_(views, flat.div_(world)",
+         "_foreach_copy_(views[:1], flat.div_(world)[:len(views[0])]"),
         ("with a gradient of None taken for a tensor", " if p.grad is not None", "")],
     "batch_norm": [
         ("with the mean of this rank alone", "mean = SumOverRanks.apply(x.sum(dim=(0, 2, 3))) / n",
