@@ -220,15 +220,17 @@ def training_probabilities(dataset, sampling, cache, ranks):
     return p.numpy()
 
 
-def training_batches(dataset, probabilities, first, last, args, ranks):
+def training_batches(dataset, probabilities, first, last, args, ranks, workers=None):
     """This rank's part of the batches of steps first + 1 ... last, on its device.
 
     Dicts of real (B, 3, H, W) in [-1, 1], label_map (B, H, W) int64 and, with instances, offsets (B, 2, H, W).
-    args: --batch-size (global), --workers and --seed. Raises InputError for a bad file.
+    args: --batch-size (global), --workers and --seed. workers: in place of --workers; TRAP: 0 within a run: NCCL may
+    hang in a process that forks after its first message. Raises InputError for a bad file.
     """
+    workers = args.workers if workers is None else workers
     sampler = RareClassBatches(probabilities, args.batch_size, first, last, args.seed, ranks.rank, ranks.world)
-    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=args.workers, worker_init_fn=own_group,
-                        pin_memory=ranks.device.type == "cuda", persistent_workers=args.workers > 0)
+    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, worker_init_fn=own_group,
+                        pin_memory=ranks.device.type == "cuda", persistent_workers=workers > 0)
     for batch in batches_of(loader):
         batch = {name: t.to(ranks.device, non_blocking=True) for name, t in batch.items()}
         real = (batch.pop("image").float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)

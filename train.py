@@ -54,7 +54,7 @@ PAPER = dict(
     lambda_d=10.0, class_weights="balanced", label_smoothing=0.1, tau=0.3, negatives=128, anchors=256, tau_div=1.0,
     reduction="sum", diversity_of="features", diversity_every=4, ema_decay=0.9999, lr_decay_steps=[0, 0],
     clip_grad=0.0, sampling="rare-class", offsets="on", log_every=50, workers=min(8, os.cpu_count() or 1),
-    picture_every=1000, save_every=1000, ema_every=5000)
+    picture_every=5000, save_every=0, ema_every=5000)
 # PAPER: no training length. / HERE: OASIS's 200 epochs of ADE20K (20,210 images, 64 a step: the 63,000 above), 100 of
 # COCO-Stuff; Cityscapes 60,000 steps, as its 200 epochs are only 9,300. / WHY: Table 1 compares with OASIS.
 OF_DATASET = {"coco_stuff": dict(steps=185_000), "cityscapes": dict(steps=60_000, image_size="256x512")}
@@ -218,7 +218,7 @@ def look(run, step, due, for_statistics, args, ranks):
     G, ema, micro, scores = run.G, run.ema, split_batch(args, ranks)[0], {}
     if due & {"picture", "score", "average"}:  # the average is about to be used: its batch-norm statistics are measured
         if not for_statistics:
-            batches = training_batches(run.dataset, run.probabilities, 0, EMA_BATCHES, args, ranks)
+            batches = training_batches(run.dataset, run.probabilities, 0, EMA_BATCHES, args, ranks, workers=0)
             for_statistics += with_noise(batches, G.z_dim, micro, args, ranks)
         refresh_ema(ema, G, ([t if t is None else t.to(ranks.device) for t in some] for some in for_statistics))
     if "score" in due:

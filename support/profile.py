@@ -39,7 +39,7 @@ def flops_of(run):
 def matmul_rate(device, dtype):
     """FLOP a second of the product of two large square matrices: the best of ten."""
     n = MATRIX[device.type]
-    a, b = torch.ones(2, n, n, device=device, dtype=dtype)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)  # TRAP: a GPU multiplies equal numbers faster
     return 2 * n ** 3 / min(seconds_of(lambda: a @ b, device) for _ in range(10))
 
 

@@ -18,7 +18,7 @@ except ImportError:  # on Windows two runs in one folder are not noticed
 
 from support.checkpoints import (NEWER, VERSIONS, append_line, digest, keep_steps_up_to, load_checkpoint, plain,
                                  read_checkpoint, read_json, read_lines, require_like, save_checkpoint, unlike,
-                                 write_json)
+                                 write_atomically, write_json)
 from support.errors import Diverged, InputError
 from support.logs import check_finite
 from support.pages import draw_columns, strip_columns
@@ -239,8 +239,10 @@ def keep_strip(draw, run, step, ranks):
     except InputError as error:
         ranks.say(f"step {step}: no strip.png: {error}")
         return
-    for name in ("strip.png", f"strip_{step:07d}.png") if ranks.rank == 0 else ():
-        draw_columns(columns, run.folder / name, legend)
+    if ranks.rank == 0:
+        draw_columns(columns, run.folder / "strip.png", legend)
+        drawn = (run.folder / "strip.png").read_bytes()
+        write_atomically(run.folder / f"strip_{step:07d}.png", lambda file: file.write(drawn))
 
 
 def finish(folder, ranks, stopped=0):

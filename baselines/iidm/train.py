@@ -88,7 +88,7 @@ def loop(args, run, ranks, stopping, done):
             if step == A + 1:
                 speed.flops = 0  # of the autoencoder; those of the U-Net are counted anew
                 settle_autoencoder(model, ema, training_batches(
-                    dataset, run.probabilities, 0, EMA_BATCHES, args, ranks), ranks)
+                    dataset, run.probabilities, 0, EMA_BATCHES, args, ranks, workers=0), ranks)
             batch = runs.next_batch(loader, stopping)
         except InputError:  # a file that cannot be read: keep what was learnt
             runs.save_learnt(run, step - 1, done, log, nets, args, ranks, stopping)
