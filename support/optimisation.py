@@ -45,7 +45,7 @@ def update_spectral_norms(*nets):
     u, v = [norm._u for norm in norms], [norm._v for norm in norms]           # (C_out,), (C_in k k,) each
     # u <- W v / |W v|,  v <- W^T u / |W^T u|: as torch does at each reading in training mode, but without the reading,
     # which makes W / sigma, and with all norms at once: a quarter of the time
-    for _ in range(POWER_ITERATIONS):
+    for _ in range(POWER_ITERATIONS if norms else 0):
         for matrices, of, to in ((W, v, u), ([M.T for M in W], u, v)):
             for M, vector, product in zip(matrices, of, to):
                 torch.mv(M, vector, out=product)
