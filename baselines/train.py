@@ -108,7 +108,8 @@ def build_networks(args, dataset, probabilities, folder, ranks):
     small, C = args.preset != "paper", len(dataset.classes)
     unet = TOY_UNET if small else {}
     levels = 5 if args.discriminator == "dp-sims" else len(unet.get("encoder_widths", oasis.ENCODER_WIDTHS))
-    check_sides(args.image_size, 2 ** levels, train.split_batch(args, ranks)[0] * ranks.world)
+    check_sides(args.image_size, 2 ** levels, train.split_batch(args, ranks)[0] * ranks.world,
+                deepest=2 ** (levels + (args.discriminator == "dpgan")))  # its patch heads halve once more
     torch.manual_seed(args.seed)
     if args.generator == "dp-sims":
         G, options = train.build_generator(args, dataset)

@@ -165,10 +165,11 @@ def parse_training(parser, argv):
     return args
 
 
-def check_sides(image_size, multiple, batch=None, padding=None):
+def check_sides(image_size, multiple, batch=None, padding=None, deepest=0):
     """Raises InputError where a side of the picture is not divisible by `multiple`, and where it does not fit.
 
-    batch: of the pictures that batch norm sees together, in training; the deepest layer has H W / multiple^2 pixels.
+    batch: of the pictures that batch norm sees together, in training; the deepest layer has H W / multiple^2 pixels, or
+    H W / deepest^2.
     padding: of the convolutions; "reflect" needs 2 pixels each way there."""
     if too_large(*image_size):
         raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: {too_large(*image_size)}")
@@ -179,6 +180,7 @@ def check_sides(image_size, multiple, batch=None, padding=None):
     if padding == "reflect" and min(image_size) == multiple:
         raise InputError(f"--image-size {image_size[0]}x{image_size[1]}: this generator reflects the borders, and its "
                          f"lowest scale would have one pixel; expected sides of {2 * multiple} or more")
-    if batch and batch * image_size[0] * image_size[1] == multiple ** 2:
+    deepest = deepest or multiple
+    if batch == 1 and all(side < 2 * deepest for side in image_size):
         raise InputError(f"--batch-size or --micro-batch-size 1 with --image-size {image_size[0]}x{image_size[1]}: the "
-                         f"deepest batch norm would see a single value; give 2 pictures, or sides of {2 * multiple}")
+                         f"deepest batch norm would see a single value; give 2 pictures, or sides of {2 * deepest}")

@@ -600,18 +600,18 @@ def test_force_removes_only_what_a_manifest_lists(tmp_path):
 def test_scores_of_another_folder_are_kept(tmp_path):
     args, file = argparse.Namespace(output_dir=tmp_path, fake=tmp_path / "a", force=False), tmp_path / "eval.json"
     evaluate.require_own_scores(args)
-    for content, says in ((json.dumps({"fake": "b", "checkpoint": ""}), "has the scores of b"),
-                          (json.dumps({"fake": "", "checkpoint": "ema.pt"}), "has the scores of ema.pt"),
+    for content, says in ((json.dumps({"fake": "b", "checkpoint": "", "scores": {}}), "has the scores of b"),
+                          (json.dumps({"fake": "", "checkpoint": "ema.pt", "scores": {}}), "has the scores of ema.pt"),
                           ("half", "not readable as scores")):
         file.write_text(content)
         with pytest.raises(InputError, match=says):
             evaluate.require_own_scores(args)
-    file.write_text(json.dumps({"fake": str(args.fake), "checkpoint": ""}))
+    file.write_text(json.dumps({"fake": str(args.fake), "checkpoint": "", "scores": {}}))
     evaluate.require_own_scores(args)
     args.fake = None
     with pytest.raises(InputError, match="has the scores of .*a; choose another"):
         evaluate.require_own_scores(args)
-    file.write_text(json.dumps({"fake": "", "checkpoint": "ema.pt"}))  # of two checkpoints claim_pictures tells
+    file.write_text(json.dumps({"fake": "", "checkpoint": "ema.pt", "scores": {}}))  # claim_pictures tells two apart
     evaluate.require_own_scores(args)
 
 

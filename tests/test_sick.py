@@ -61,7 +61,7 @@ def test_a_sick_run_is_sick_and_a_healthy_one_is_not(tmp_path, monkeypatch):
     last = sick.ready_made(0, folder, tmp_path)
     assert last == read_lines(tmp_path / "run_00" / "metrics.jsonl")[-1]
     assert last == {key: pytest.approx(healthy[key], rel=1e-3) for key in ("step", *sick.SHOWN)}
-    assert Image.open(tmp_path / "run_00" / "strip.png").size == (7 * 128, 16 + 4 * 128 + 16)
+    assert Image.open(tmp_path / "run_00" / "strip.png").size == (7 * 128, 16 + 4 * 128)
 
 
 def test_the_teachers_key_has_every_run_its_name_and_its_sign():
