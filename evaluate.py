@@ -295,12 +295,14 @@ def write_scores(args, scores, scored, page, manifest, ranks):
     for name, value, note in (row for metric in scores for row in METRICS[metric].rows(scores[metric])):
         ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
     ranks.say("\n".join(f"  {score['protocol']}" for score in scores.values()))
+    maps = [dataset[i]["label_map"] for _, i, _ in page]                                  # (H, W) each
     rows = [(f"{what}: {dataset.names[i]}, IoU {iou:.3f} (seed 0)", [
-        colour_labels(dataset[i]["label_map"], dataset.palette), scored.real(i),
-        *(scored.fake(i, seed) for seed in range(PAGE_SEEDS if args.checkpoint else 1))]) for what, i, iou in page]
+        colour_labels(label_map, dataset.palette), scored.real(i),
+        *(scored.fake(i, seed) for seed in range(PAGE_SEEDS if args.checkpoint else 1))])
+        for label_map, (what, i, iou) in zip(maps, page)]
     if rows:
         draw_rows(rows, out / "eval.png", ("label map", "real", *(f"seed {seed}" for seed in range(PAGE_SEEDS))),
-                  legend_of([dataset[i]["label_map"] for _, i, _ in page], dataset.classes, dataset.palette))
+                  legend_of(maps, dataset.classes, dataset.palette))
         ranks.say(f"page:     {out / 'eval.png'}")
     ranks.say(f"numbers:  {out / 'eval.json'}")
 
