@@ -292,14 +292,16 @@ def write_scores(args, scores, scored, page, manifest, ranks):
     if args.earlier and not earlier:
         ranks.say(f"{out / 'eval.json'}: had scores of other pictures, or of another torch; they are replaced")
     ranks.say(f"{args.checkpoint or args.fake}: {scored.count} pictures of {H}x{W} (height x width)")
-    for name, value, note in (row for metric in scores for row in METRICS[metric].rows(scores[metric])):
-        ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
+    for metric, score in scores.items():
+        for name, value, note in METRICS[metric].rows(score):
+            ranks.say(f"{name:<34}{value:>12}  {note}".rstrip())
     ranks.say("\n".join(f"  {score['protocol']}" for score in scores.values()))
     maps = [dataset[i]["label_map"] for _, i, _ in page]                                  # (H, W) each
-    rows = [(f"{what}: {dataset.names[i]}, IoU {iou:.3f} (seed 0)", [
-        colour_labels(label_map, dataset.palette), scored.real(i),
-        *(scored.fake(i, seed) for seed in range(PAGE_SEEDS if args.checkpoint else 1))])
-        for label_map, (what, i, iou) in zip(maps, page)]
+    rows = []
+    for label_map, (what, i, iou) in zip(maps, page):
+        drawn = [scored.fake(i, seed) for seed in range(PAGE_SEEDS if args.checkpoint else 1)]
+        rows.append((f"{what}: {dataset.names[i]}, IoU {iou:.3f} (seed 0)",
+                     [colour_labels(label_map, dataset.palette), scored.real(i), *drawn]))
     if rows:
         draw_rows(rows, out / "eval.png", ("label map", "real", *(f"seed {seed}" for seed in range(PAGE_SEEDS))),
                   legend_of(maps, dataset.classes, dataset.palette))
@@ -353,8 +355,9 @@ def check(args):
         if metric not in possible:
             raise InputError(f"--metrics {metric}: needs {'--checkpoint' if metric == 'latency' else '--dataset'}")
     args.metrics = [metric for metric in METRICS if metric in asked]
-    args.output_dir = args.output_dir or (args.checkpoint.with_name(
-        f"eval_{args.checkpoint.stem.removeprefix('ema_')}") if args.checkpoint else Path("eval"))
+    if args.output_dir is None:
+        step = args.checkpoint and args.checkpoint.stem.removeprefix("ema_")
+        args.output_dir = args.checkpoint.with_name(f"eval_{step}") if args.checkpoint else Path("eval")
     args.cache_dir = args.cache_dir or args.output_dir.parent / "eval_cache"
     return args
 

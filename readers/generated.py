@@ -9,7 +9,7 @@ from support.errors import InputError
 def open_seeds(folder):
     """--fake DIR -> ([{name: file} of the first seed, of the second, ...], (H, W) of all). Raises InputError.
 
-    Files are named NAME.png, NAME_seed000.png as sample.py does, or seed000/NAME.png as this script does.
+    Files are named NAME.png, NAME_seed000.png as sample.py does, or seed000/NAME.png as evaluate.py does.
     """
     parts = sorted(part for part in folder.glob("seed[0-9]*") if part.is_dir()) or [folder]
     found, sizes = zip(*(open_pictures(part, "--fake") for part in parts))

@@ -164,12 +164,13 @@ def inference_of(args):
 def write_samples(model, maps, styles, checkpoint, args, device):
     """Every map in each style under each seed; and a grid of the first maps, each picture after its reference."""
     wanted, grid = [(title, read, seed) for title, read in styles.items() for seed in args.seeds], []
+    palette, heads = np.array(checkpoint["palette"], np.uint8), ["label map"]
     titles = ["labels.png", *(f"{title}seed{seed:03d}.png" for title, _, seed in wanted)]
     refuse_to_overwrite([args.output_dir / "grid.png", *(
         args.output_dir / f"{name}_{title}" for name, _, _ in maps for title in titles)], args.force)
     for name, label_map, _ in tqdm(maps, desc="label maps", disable=None):
         files = [args.output_dir / f"{name}_{title}seed{seed:03d}.png" for title, _, seed in wanted]
-        shown = [colour_labels(label_map, np.array(checkpoint["palette"], np.uint8))]
+        shown = [colour_labels(label_map, palette)]
         save_picture(shown[0], args.output_dir / f"{name}_labels.png")
         for first in range(0, len(wanted), args.batch_size):
             _, reads, seeds = zip(*wanted[first:first + args.batch_size])
@@ -181,8 +182,9 @@ def write_samples(model, maps, styles, checkpoint, args, device):
                 shown += [picture] if references is None else [to_pixels(references)[i], picture]
         if len(grid) < GRID_ROWS:
             grid.append((label_map, shown))
-    heads = [head for title in titles[1:] for head in ("reference",) * bool(args.reference) + (title[:-len(".png")],)]
-    write_grid(grid, ["label map", *heads], checkpoint, args.output_dir)
+    for title, _, seed in wanted:
+        heads += ["reference"] * bool(args.reference) + [f"{title}seed{seed:03d}"]
+    write_grid(grid, heads, checkpoint, args.output_dir)
 
 
 def write_for_scores(model, maps, read, args, ranks):
