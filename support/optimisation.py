@@ -83,7 +83,7 @@ def refresh_ema(ema, G, batches):
     """
     for mine, theirs in zip(ema.buffers(), G.buffers()):
         mine.copy_(theirs)
-    norms = [m for m in ema.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    norms = [m for m in ema.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()

@@ -13,7 +13,7 @@ from support.runs import what_is_due
 MATRIX = {"cuda": 8192, "cpu": 768}  # side of the matrices whose product is timed
 # Where an operation belongs: by the name of the outermost one that torch's profiler knows; see also name_parts.
 KNOWN = {"Optimizer.": "optimisers", "aten::_foreach_lerp_": "average of G", "enumerate(DataLoader)": "data",
-         "c10d::": "communication", "gloo:": "communication", "nccl:": "communication"}
+         **dict.fromkeys(("c10d::", "_c10d_functional::", "gloo:", "nccl:"), "communication")}
 BACKWARD, REST = "autograd::engine::", "losses, log and the rest"
 
 

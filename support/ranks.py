@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from support.errors import InputError
@@ -130,56 +131,74 @@ def rank_0_first(build, ranks):
 
 # -------------------------------------------------------------------------------- one batch over many ranks
 
-class SumOverRanks(torch.autograd.Function):
-    """A tensor's sum over the ranks. Each rank's loss sees the sum, so gradients are summed on the way back."""
+class NormaliseOverRanks(torch.autograd.Function):
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of all ranks' x.
+
+    -> y, mean (C,), variance (C,). Each rank has as many pixels as any other. The derivative is written out, so that x
+    is all that is kept of a picture's size, in bf16 where it is bf16; x_hat = (x - mean) / sqrt(variance + eps):
+
+        dL/dx = weight / sqrt(variance + eps) * (g - <g> - x_hat <g x_hat>)      g = dL/dy, < > the mean over all ranks
+    """
 
     @staticmethod
-    def forward(ctx, t):
-        t = t.clone()
-        dist.all_reduce(t)
-        return t
+    def forward(ctx, x, weight, bias, eps):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        own = torch.stack(torch.var_mean(wide, dim=(0, 2, 3), correction=0))              # (2, C), of this rank
+        of_all = own.new_zeros(dist.get_world_size(), *own.shape)
+        of_all[dist.get_rank()] = own
+        dist.all_reduce(of_all)                                                           # (ranks, 2, C)
+        variances, means = of_all.unbind(1)
+        mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)    # within ranks, and between
+        ctx.save_for_backward(x, mean, variance, weight)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance
 
     @staticmethod
-    def backward(ctx, gradient):
-        return SumOverRanks.forward(ctx, gradient)
+    def backward(ctx, g, *_):
+        x, mean, variance, weight = ctx.saved_tensors
+        _, g_weight, g_bias = torch.ops.aten.native_batch_norm_backward(   # this rank's sums of g x_hat and of g, (C,)
+            g, x, torch.ones_like(mean), mean, variance, None, None, False, ctx.eps, (False, True, True))
+        sums = torch.stack((g_weight, g_bias))
+        dist.all_reduce(sums)
+        g_x_hat, g_mean = sums / (x.numel() // x.shape[1] * dist.get_world_size())
+        scale = (variance + ctx.eps).rsqrt()
+        factor = scale if weight is None else scale * weight
+        of_x = -factor * scale * g_x_hat  # dL/dx = factor g + of_x x + rest
+        of_g, of_x, rest = (t[:, None, None] for t in (factor, of_x, -factor * g_mean - of_x * mean))
+        g_input = torch.addcmul(torch.addcmul(rest, x, of_x), g, of_g).to(x.dtype)
+        return (g_input, None, None, None) if weight is None else (g_input, g_weight, g_bias, None)
 
 
-class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose batch is that of all ranks, on CPU, where nn.SyncBatchNorm refuses to run."""
+class BatchNormOverRanks(nn.BatchNorm2d):
+    """nn.BatchNorm2d whose batch is that of all ranks. nn.SyncBatchNorm refuses to run on a CPU; on a GPU it waits for
+    the device three times a layer, and --compile would break there."""
 
     def forward(self, x):
         if not self.training and self.track_running_stats:
             return super().forward(x)
-        dtype, x = x.dtype, x.float() if x.dtype == torch.bfloat16 else x
-        n = SumOverRanks.apply(x.new_tensor(x.numel() / x.shape[1]))  # of all ranks
-        mean = SumOverRanks.apply(x.sum(dim=(0, 2, 3))) / n                               # (C,)
-        centred = x - mean[:, None, None]
-        variance = SumOverRanks.apply(centred.square().sum(dim=(0, 2, 3))) / n            # (C,)
+        y, mean, variance = NormaliseOverRanks.apply(x, self.weight, self.bias, self.eps)
         if self.track_running_stats:
+            n = x.numel() // x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1
-            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(variance.detach() * n / (n - 1), momentum)
-        y = centred * (variance + self.eps).rsqrt()[:, None, None]
-        y = y * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else y
-        return y.to(dtype)
+            momentum = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (n / (n - 1)), momentum)
+        return y
 
 
 def synchronise_batch_norm(net, ranks):
     """Batch statistics over all ranks: a batch split over ranks is normalised as one batch.
 
-    Frozen parts, such as D's backbone, stay as they are. TRAP: converted, timm's BatchNormAct2d loses its activation.
+    Frozen parts, such as D's backbone, stay as they are: their statistics are fixed.
     """
-    for name, part in net.named_children() if ranks.world > 1 else []:
+    for part in net.children() if ranks.world > 1 else []:
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             continue
-        if ranks.device.type == "cuda":  # it waits for the device three times a layer, and --compile breaks there
-            setattr(net, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
-            continue
         for module in part.modules():
             if type(module) is nn.BatchNorm2d:
-                module.__class__ = CPUSyncBatchNorm
+                module.__class__ = BatchNormOverRanks
     return net
 
 

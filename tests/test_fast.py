@@ -3,6 +3,7 @@
 Oracles: the power iteration by plain loops, the same run uncompiled, a step into which what is forbidden was put. All
 at 32x32, with a backbone of four convolutions.
 """
+import copy
 import functools
 import math
 import re
@@ -10,6 +11,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -44,6 +46,18 @@ def tiny(monkeypatch, small):  # noqa: F811
     monkeypatch.setitem(train.SMALL_DISCRIMINATOR, "decoder_widths", (16, 16, 16, 8, 8))
     monkeypatch.setitem(train.SMALL_CONTRASTIVE, "vgg_share", 0.125)
     monkeypatch.setattr(runs, "draw_strip", lambda *_: None)
+
+
+@pytest.fixture
+def over_ranks(monkeypatch):
+    """The batch norms of many ranks, which are one here: what they ask of the others, they ask for."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    synchronise = ranks.synchronise_batch_norm
+    monkeypatch.setattr(train, "synchronise_batch_norm", lambda net, here: synchronise(net, here._replace(world=2)))
+    asked, forward = [], ranks.BatchNormOverRanks.forward
+    monkeypatch.setattr(ranks.BatchNormOverRanks, "forward", lambda norm, x: (asked.append(1), forward(norm, x))[1])
+    yield asked
+    dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------- spectral norm
@@ -124,6 +138,21 @@ def test_compiled_networks_train_as_uncompiled_ones_do(tmp_path, monkeypatch):
             assert one[term] == pytest.approx(other[term], rel=1e-4, abs=1e-6), f"step {one['step']}: {term}"
 
 
+def test_batch_norm_over_ranks_is_compiled_into_its_network(over_ranks):
+    """One graph for all of G, in which the ranks are asked, and the numbers of uncompiled code."""
+    G, label_map, z = networks()[0], torch.arange(2 * 64 * 64).view(2, 64, 64) % 3, torch.ones(2, 64)
+    ranks.synchronise_batch_norm(G, ranks.Ranks(torch.device("cpu"), 0, 2))
+    update_spectral_norms(G)
+    other, found = copy.deepcopy(G), {}
+    torch.compiler.reset()
+    other.compile(backend="aot_eager", fullgraph=True)  # raises where the graph breaks
+    for name, net in (("plain", G), ("compiled", other)):
+        net(label_map, z).square().sum().backward()
+        found[name] = [p.grad for p in net.parameters() if p.grad is not None], list(net.buffers())
+    assert over_ranks
+    torch.testing.assert_close(found["plain"], found["compiled"])
+
+
 # --------------------------------------------------------------------------------- nothing waits for the device
 
 # What makes the host wait for a GPU: operations whose result or its shape depends on numbers, and methods of a tensor
@@ -193,6 +222,11 @@ def test_no_step_waits_for_the_device_or_changes_the_layout(tmp_path, monkeypatc
     watch = watched(monkeypatch, tmp_path, "--image-size", 64, *more.split())
     assert not watch.waits, watch.waits[:5]
     assert not watch.contiguous, watch.contiguous[:5]
+
+
+def test_nor_does_batch_norm_over_many_ranks(tmp_path, monkeypatch, over_ranks):
+    watch = watched(monkeypatch, tmp_path, "--image-size", 64)
+    assert over_ranks and not watch.waits and not watch.contiguous, (watch.waits[:5], watch.contiguous[:5])
 
 
 @pytest.mark.parametrize("model", ["oasis", "dpgan"])

@@ -59,8 +59,8 @@ def refresh_ema(ema, G, batches):
     batches: an iterable of (label_map, offsets or None, z); a network takes them as ema(label_map, z, offsets).
     1. Every buffer of ema gets the value of G's: .buffers() gives both in the same order. So spectral norm goes on
        from the u and v of weights that are close to its own.
-    2. The statistics of each nn.BatchNorm2d (and nn.SyncBatchNorm) are measured anew: m.reset_running_stats(), then
-       all batches pass in training mode, with m.momentum = None, which is the plain mean over the batches.
+    2. The statistics of each nn.BatchNorm2d are measured anew: m.reset_running_stats(), then all batches pass in
+       training mode, with m.momentum = None, which is the plain mean over the batches.
     3. m.momentum gets back the value that it had.
     """
     raise NotImplementedError("Sec. 4.1: the batch-norm statistics of the averaged generator")

@@ -67,14 +67,28 @@ def average_gradients(parameters, world):
     raise NotImplementedError("Sec. 4.1: the mean of the gradients over ranks")
 
 
+class SumOverRanks(torch.autograd.Function):
+    """Given: a tensor's sum over the ranks. Each rank's loss sees the sum, so gradients are summed on the way back."""
+
+    @staticmethod
+    def forward(ctx, t):
+        t = t.clone()
+        dist.all_reduce(t)
+        return t
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return SumOverRanks.forward(ctx, gradient)
+
+
 def batch_norm(norm, x):
     """A batch norm whose batch is that of all ranks. x (B / world, C, H, W) float32 -> the same shape
 
         mean = sum of x / n        variance = sum of (x - mean)^2 / n        n = B H W, a sum over the ranks, too
         y = (x - mean) / sqrt(variance + eps) * weight + bias
 
-    support.ranks.SumOverRanks.apply(t) gives the sum over the ranks of a tensor, and lets the gradient through: x has
-    an effect on the other ranks' outputs, too, by way of mean and variance. dist.all_reduce would not.
+    SumOverRanks.apply(t), above, gives the sum over the ranks of a tensor, and lets the gradient through: x has an
+    effect on the other ranks' outputs, too, by way of mean and variance. dist.all_reduce would not.
 
     norm.eps; norm.weight, norm.bias (C,), only where norm.affine
     Where norm.track_running_stats:  norm.num_batches_tracked goes up by 1,

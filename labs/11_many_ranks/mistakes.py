@@ -1,13 +1,27 @@
 """The teacher's: plausible mistakes of lab 11, as changes of the project's own functions. labs/check.py names them.
 
 {task: [("This is what comes out ...", text of the function, text in its place), ...]}
-SOLUTIONS: of the piece that the project has only inside train.loop.
+SOLUTIONS: of a piece that the project has only inside train.loop, and of one whose derivative the project writes out.
 """
 
 SOLUTIONS = {"noise_of_step": """
 def noise_of_step(seed, step, batch_size, z_dim, ranks):
     rng = torch.Generator().manual_seed(seed * 1_000_003 + step)
     return support.ranks.share(train.draw_noise(batch_size, z_dim, 0, rng), ranks)
+""", "batch_norm": """
+def batch_norm(norm, x):
+    if not norm.training and norm.track_running_stats:
+        return nn.BatchNorm2d.forward(norm, x)
+    n = SumOverRanks.apply(x.new_tensor(x.numel() / x.shape[1]))
+    mean = SumOverRanks.apply(x.sum(dim=(0, 2, 3))) / n
+    centred = x - mean[:, None, None]
+    variance = SumOverRanks.apply(centred.square().sum(dim=(0, 2, 3))) / n
+    if norm.track_running_stats:
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean.detach(), norm.momentum)
+        norm.running_var.lerp_(variance.detach() * n / (n - 1), norm.momentum)
+    y = centred * (variance + norm.eps).rsqrt()[:, None, None]
+    return y * norm.weight[:, None, None] + norm.bias[:, None, None] if norm.affine else y
 """}
 MISTAKES = {
     "share": [
@@ -66,12 +80,12 @@ MISTAKES = {
          "apply(x.detach().sum(dim=(0, 2, 3)))"),
         ("when no gradient goes through the variance", "apply(centred.square().sum(dim=(0, 2, 3)))",
          "apply(centred.detach().square().sum(dim=(0, 2, 3)))"),
-        ("with n - 1 also where x is divided by the deviation", "(variance + self.eps).rsqrt()",
-         "(variance * n / (n - 1) + self.eps).rsqrt()"),
+        ("with n - 1 also where x is divided by the deviation", "(variance + norm.eps).rsqrt()",
+         "(variance * n / (n - 1) + norm.eps).rsqrt()"),
         ("without n / (n - 1) in the running variance", "variance.detach() * n / (n - 1)", "variance.detach()"),
-        ("with eps added to the deviation in place of the variance", "(variance + self.eps).rsqrt()",
-         "(1 / (variance.sqrt() + self.eps))"),
-        ("with m and 1 - m exchanged in the running mean", "lerp_(mean.detach(), momentum)",
-         "lerp_(mean.detach(), 1 - momentum)"),
-        ("when num_batches_tracked stays 0", "self.num_batches_tracked += 1", "pass"),
-        ("without weight and bias", "y * self.weight[:, None, None] + self.bias[:, None, None]", "y")]}
+        ("with eps added to the deviation in place of the variance", "(variance + norm.eps).rsqrt()",
+         "(1 / (variance.sqrt() + norm.eps))"),
+        ("with m and 1 - m exchanged in the running mean", "lerp_(mean.detach(), norm.momentum)",
+         "lerp_(mean.detach(), 1 - norm.momentum)"),
+        ("when num_batches_tracked stays 0", "norm.num_batches_tracked += 1", "pass"),
+        ("without weight and bias", "y * norm.weight[:, None, None] + norm.bias[:, None, None]", "y")]}
