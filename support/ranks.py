@@ -313,7 +313,7 @@ class StopOnSignals:
     itself and through torchrun. --save-minutes are agreed upon in the same way; rank 0's clock decides."""
 
     def __init__(self, ranks, save_minutes=0):
-        self.seen, self.agreed, self.step, self.late = [], None, 0, False
+        self.seen, self.agreed, self.step, self.late, self.without_batch = [], None, 0, False, 0
         self.minutes, self.saved = save_minutes if ranks.rank == 0 else 0, time.monotonic()
         self.terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         self.control = dist.new_group(backend="gloo") if ranks.world > 1 else None

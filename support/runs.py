@@ -109,6 +109,11 @@ def go_on(loop, done, run, args, ranks):
                 args.rollbacks = rollbacks
                 ranks.say(f"{problem}: back to step {done} with other batches and noise (rollback {rollbacks} of at "
                           f"most {ROLLBACKS})")
+            except InputError as error:
+                if not stopping.without_batch:
+                    raise
+                ranks.say(f"{error}")
+                stop, stopping.step = stopping.without_batch, stopping.step - 1
     except RuntimeError as error:  # of gloo and NCCL
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
@@ -183,10 +188,14 @@ def save(run, step, args, ranks):
 
 
 def save_learnt(run, step, done, history, nets, args, ranks, stopping):
-    """save, before an error ends the run, where something was learnt since step `done`."""
+    """save, before an error ends the run, where something was learnt since step `done`.
+
+    Where a signal ended it, stopping.without_batch has that: a scheduler's goes to loader processes, too."""
     if step > done:
         check_finite(history, step, nets, run.folder / "latest.pt", stopping.agree)
         save(run, step, args, ranks)
+    seen = max(stopping.seen, default=0)
+    stopping.without_batch = int(stopping.agree(f"{seen}" if seen else None) or 0)
 
 
 def save_average(run, name, step, scores, args, ranks):

@@ -484,6 +484,24 @@ def test_a_loader_process_that_is_killed_costs_no_step(tmp_path, monkeypatch):
     assert load(tmp_path / "latest.pt")["step"] == 2
 
 
+def test_a_signal_that_ends_the_loader_processes_too_is_a_stop(tmp_path, monkeypatch, capsys):
+    """As scancel sends it to all processes of a job: saved, and 75, to be started again; not 2, as for a bad file."""
+    def killed(*_, first=train.training_batches):
+        yield from batches_of(Failing(first(*_), 2, RuntimeError("DataLoader worker (pid 7) is killed by signal: 15.")))
+
+    class Terminated(runs.StopOnSignals):
+        def begin(self, step, due):
+            if step == 3:
+                self.handler(signal.SIGTERM, None)
+            return super().begin(step, due)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_batches", killed)
+        patch.setattr(runs, "StopOnSignals", Terminated)
+        assert train.train(train.parse_options(options(tmp_path, "--steps", 9)), train.DP_SIMS) == 75
+    assert load(tmp_path / "latest.pt")["step"] == 2
+    assert "killed by signal: 15." in (said := capsys.readouterr().out) and "stopped at step 2 and saved" in said
+
+
 class DeadlyScenes(torch.utils.data.Dataset):
     """Whoever reads scene 2 is killed."""
 
